@@ -1,0 +1,37 @@
+"""`vaeprune encode`: the means of all rows as an array."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options as o
+from .output import print_json, progress
+
+
+def encode(
+    model: o.Model,
+    data: o.Data,
+    out: Annotated[Path, typer.Option("--out", help="The .npy file to write.")],
+    data_dir: o.DataDir = None,
+    rows: o.Rows = None,
+    device: o.OnDevice = o.Device.auto,
+    force: o.Force = False,
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write the posterior means of all rows.
+
+    In their order, as a float32 array (rows, latents). Of a named data set: the rows of its training split.
+    """
+    from vaeprune.encoding import encode_to_file
+
+    vae = o.open_model(model, device)
+    with progress(quiet or json) as report:
+        shape = encode_to_file(vae, data, out, folder=data_dir, rows=rows, force=force, progress=report)
+    if json:
+        print_json({"out": str(out), "shape": list(shape)})
+    else:
+        print(f"{out}: {shape[0]:,} rows of {shape[1]} means")

@@ -1,0 +1,130 @@
+"""What the commands print: data on stdout, progress and notes on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from vaeprune.analysis import Analysis
+    from vaeprune.verification import Evidence
+
+_COLOURS = {"active": "green", "inactive": "red", "mixed": "yellow"}
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def stdout() -> Console:
+    """The console for data. Off a terminal tables keep their full width, so that nothing is cut off in a file."""
+    return _console(stderr=False)
+
+
+def stderr() -> Console:
+    """The console for progress, notes and errors."""
+    return _console(stderr=True)
+
+
+def _console(stderr: bool) -> Console:
+    from rich.console import Console
+
+    console = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    if not console.is_terminal:
+        console.width = 140
+    return console
+
+
+def note(text: str, quiet: bool = False) -> None:
+    """A line on stderr for the person who waits."""
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+@contextlib.contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar on stderr if that is a terminal; yields report(what, rows more, rows in all)."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _what, _more, _total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr(), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, more: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.advance(tasks[what], more)
+
+        yield report
+
+
+def print_analysis(analysis: Analysis, title: str) -> None:
+    """Table I of the paper for this model, with intervals, ablation and verdicts, then the advice."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    for name in ("no.", "variance", "± 95%", "mean σ²", "sum", "KL nats", "ablation nats", "noise"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for latent in analysis.latents:
+        half = (latent.variance_ci95[1] - latent.variance_ci95[0]) / 2
+        table.add_row(
+            str(latent.index),
+            f"{latent.variance:.3g}",
+            f"{half:.1g}",
+            f"{latent.posterior_variance:.4f}",
+            f"{latent.variance_law:.3f}",
+            f"{latent.kl:.3f}",
+            "" if latent.ablation_cost is None else f"{latent.ablation_cost:.4f}",
+            "" if latent.noise_reaction is None else f"{latent.noise_reaction:.2%}",
+            Text(latent.verdict, style=_COLOURS[latent.verdict]) + Text(f"  {latent.reason}" if latent.reason else ""),
+        )
+    stdout().print(table)
+    joint = ""
+    if analysis.joint_ablation_cost is not None:
+        joint = f"; fixing all inactive ones at once costs {analysis.joint_ablation_cost:.4f} nats"
+    counts = ", ".join(f"{len(analysis.indices(v))} {v}" for v in ("active", "inactive", "mixed"))
+    print(f"\n{analysis.latent_size} latents: {counts}{joint}")
+    print("sum = variance + mean σ², 1 where the latent's scale is free and training is at rest")
+    print(f"\nadvice: {analysis.advice.action}: {analysis.advice.reason}")
+    if analysis.advice.command:
+        print(f"    {analysis.advice.command}")
+
+
+def print_sizes(latents: tuple[int, int], weights: tuple[int, int]) -> None:
+    """Before and after."""
+    print(f"\n{'':14}{'before':>12}{'after':>12}")
+    print(f"{'latents':14}{latents[0]:>12,}{latents[1]:>12,}")
+    print(f"{'weights':14}{weights[0]:>12,}{weights[1]:>12,}   {1 - weights[1] / weights[0]:.1%} fewer")
+
+
+def print_evidence(evidence: Evidence) -> None:
+    """Each gate with what was measured and its limit."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("check")
+    table.add_column("measured", justify="right")
+    table.add_column("limit", justify="right")
+    table.add_column("")
+    for gate in evidence.gates:
+        word = Text("passed", style="green") if gate.passed else Text("FAILED", style="bold red")
+        table.add_row(gate.name, f"{gate.measured:.3g}", f"{gate.limit:.3g}", word)
+    print(f"\nevidence from {evidence.n_samples:,} rows that had no part in choosing what to cut")
+    stdout().print(table)
+    low, high = evidence.sampling.ci95
+    print(
+        f"ELBO: {-evidence.sampling.elbo_difference:+.4f} nats per row (95%: {-high:+.4f} to {-low:+.4f}), "
+        "positive = the second model is better"
+    )

@@ -1,0 +1,68 @@
+"""vaeprune: find the idle latents of a Variational Autoencoder, cut them out, prove the result.
+
+The names below are loaded when first used, so `import vaeprune` does not import torch (PEP 562).
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vaeprune.analysis import Analysis as Analysis
+    from vaeprune.analysis import analyze as analyze
+    from vaeprune.model_folder import load as load
+    from vaeprune.onnx_export import export_onnx as export_onnx
+    from vaeprune.posterior import VAE as VAE
+    from vaeprune.posterior import Posterior as Posterior
+    from vaeprune.shrinking import shrink as shrink
+    from vaeprune.surgery.cut import cut as cut
+    from vaeprune.surgery.plan import Plan as Plan
+    from vaeprune.surgery.planning import plan as plan
+    from vaeprune.training import train as train
+    from vaeprune.verification import Evidence as Evidence
+    from vaeprune.verification import verify as verify
+
+__version__ = "0.1.0"
+
+_ROOMS = {
+    "Analysis": "analysis",
+    "Evidence": "verification",
+    "Plan": "surgery.plan",
+    "Posterior": "posterior",
+    "VAE": "posterior",
+    "analyze": "analysis",
+    "cut": "surgery.cut",
+    "export_onnx": "onnx_export",
+    "load": "model_folder",
+    "plan": "surgery.planning",
+    "shrink": "shrinking",
+    "train": "training",
+    "verify": "verification",
+}
+
+__all__ = [
+    "VAE",
+    "Analysis",
+    "Evidence",
+    "Plan",
+    "Posterior",
+    "analyze",
+    "cut",
+    "export_onnx",
+    "load",
+    "plan",
+    "shrink",
+    "train",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ROOMS:
+        raise AttributeError(f"module 'vaeprune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vaeprune.{_ROOMS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,48 @@
+"""Run a model for measurement: eval mode, no gradients, the caller's model as it was afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from vaeprune.data import Batch, Rows
+from vaeprune.data.sets import to_shape
+from vaeprune.posterior import VAE
+
+BATCH = 1024
+
+
+@contextlib.contextmanager
+def measuring(*models: VAE) -> Iterator[None]:
+    """Eval mode and inference mode inside; every module's training flag is put back afterwards."""
+    flags = [(module, module.training) for vae in models for module in vae.network.modules()]
+    try:
+        for vae in models:
+            vae.network.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+def batches_for(vae: VAE, rows: Rows, size: int = BATCH) -> Iterator[Batch]:
+    """Batches of `rows` in the model's input shape, element type and place.
+
+    Raises DataError if the shape cannot fit, ModelError if values are outside the likelihood's range.
+    """
+    shape = to_shape(rows.row_shape, vae.input_shape, rows.name)
+    dtype, device = element_type(vae)
+    for x, *conditions in rows.batches(size, dtype):
+        vae.likelihood.check_range(x, rows.name)
+        yield (x.reshape(-1, *shape).to(device), *(c.to(device) for c in conditions))
+
+
+def element_type(vae: VAE) -> tuple[torch.dtype, torch.device]:
+    """Floating point type and device of the model's first weight."""
+    for parameter in vae.network.parameters():
+        if parameter.is_floating_point():
+            return parameter.dtype, parameter.device
+    return torch.float32, torch.device("cpu")

@@ -1,0 +1,149 @@
+"""Streaming moments of the posterior: one pass, float64, and two halves merge into exactly the whole.
+
+For each latent i: mean and central moments 2 to 4 of mu_i, mean and variance of sigma_i² and of the KL, extremes
+of mu_i, and the co-moments of all mu. Update and merge follow Chan, Golub and LeVeque 1983 and Pébay 2008: sums of
+powers about the running mean, shifted when the mean moves, so nothing is lost to cancellation far from 0.
+
+A latent that is a map (C×H×W) is one latent a channel. The positions of one image are not independent, so the image
+is the sample: its spatial mean a and its within-image variance v. The variance of the channel is Var(a) + E[v], and
+its standard error needs the joint moments of a and v kept here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaeprune.errors import DataError
+from vaeprune.posterior import Posterior
+
+Powers = dict[tuple[int, int], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments of D latents over some rows; all tensors are float64 on the CPU, (D,) unless said otherwise.
+
+    `count`: rows seen. `mean`: E[mu]. `within`: E[v], zero for vectors. `powers[p, q]`: Σ (a − E[a])^p (v − E[v])^q.
+    `comoment`: Σ (mu − E[mu])(mu − E[mu])ᵀ of the (spatially averaged) means, (D, D).
+    `sigma2`, `kl`: (mean, Σ squared deviations), each (D,). `low`, `high`: extremes of mu. `kl_high`: largest KL.
+    """
+
+    count: int
+    mean: Tensor
+    within: Tensor
+    powers: Powers
+    comoment: Tensor
+    sigma2: tuple[Tensor, Tensor]
+    kl: tuple[Tensor, Tensor]
+    low: Tensor
+    high: Tensor
+    kl_high: Tensor
+
+    @classmethod
+    def of(cls, posterior: Posterior) -> Moments:
+        """Moments of one batch of posteriors, (B, D) or (B, C, H, W). Raises DataError on NaN or infinity."""
+        mu = posterior.mean.detach().to("cpu", torch.float64)
+        logvar = posterior.logvar.detach().to("cpu", torch.float64)
+        sigma2 = logvar.exp()
+        kl = 0.5 * (mu.square() + sigma2 - logvar - 1)
+        _refuse_non_finite(mu, kl)
+        low, high = mu, mu
+        a, v = mu, None
+        if mu.dim() > 2:
+            flat = mu.flatten(2)
+            v, a = torch.var_mean(flat, 2, correction=0)
+            low, high = flat.amin(2), flat.amax(2)
+            sigma2, kl = sigma2.flatten(2).mean(2), kl.flatten(2).sum(2)
+        mean = a.mean(0)
+        centred = a - mean
+        square = centred.square()
+        powers = {(2, 0): square.sum(0), (3, 0): (square * centred).sum(0), (4, 0): square.square().sum(0)}
+        within = torch.zeros_like(mean)
+        if v is not None:
+            within = v.mean(0)
+            u = v - within
+            powers |= {(0, 2): u.square().sum(0), (1, 1): (centred * u).sum(0), (2, 1): (square * u).sum(0)}
+        return cls(
+            len(mu), mean, within, powers, centred.T @ centred, _spread(sigma2), _spread(kl),
+            low.amin(0), high.amax(0), kl.amax(0),
+        )  # fmt: skip
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of both sets of rows together; exact, in any order and grouping, up to rounding."""
+        count = self.count + other.count
+        share = other.count / count
+        mean = torch.lerp(self.mean, other.mean, share)
+        within = torch.lerp(self.within, other.within, share)
+        delta = other.mean - self.mean
+        mine = _recentred(self, self.mean - mean, self.within - within)
+        theirs = _recentred(other, other.mean - mean, other.within - within)
+        return Moments(
+            count,
+            mean,
+            within,
+            {power: mine[power] + theirs[power] for power in mine},
+            self.comoment + other.comoment + torch.outer(delta, delta) * (self.count * share),
+            _merged_spread(self.count, self.sigma2, other.count, other.sigma2),
+            _merged_spread(self.count, self.kl, other.count, other.kl),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+            torch.maximum(self.kl_high, other.kl_high),
+        )
+
+    @property
+    def variance(self) -> Tensor:
+        """Var_x[mu_i], (D,): over rows, and over positions where latents are maps."""
+        return self.powers[2, 0] / self.count + self.within
+
+    @property
+    def variance_error(self) -> Tensor:
+        """Standard error of `variance`, (D,), from the fourth moments, with rows as the independent samples."""
+        n, p = self.count, self.powers
+        between = p[2, 0] / n
+        spread = p[4, 0] / n - between.square()
+        if (0, 2) in p:  # q = (a − E[a])² + v; Var(q) = Var((a − E[a])²) + Var(v) + 2 Cov
+            spread = spread + p[0, 2] / n + 2 * p[2, 1] / n
+        return (spread.clamp_min(0) / max(n - 1, 1)).sqrt()
+
+    @property
+    def covariance(self) -> Tensor:
+        """Cov(mu), (D, D)."""
+        return self.comoment / self.count
+
+
+def _recentred(moments: Moments, da: Tensor, dv: Tensor) -> Powers:
+    """Σ (a − A)^p (v − V)^q about new centres; da, dv are old centre minus new centre."""
+    known: dict[tuple[int, int], Tensor | float] = {(0, 0): float(moments.count), (1, 0): 0.0, (0, 1): 0.0}
+    known |= moments.powers
+    shifted: Powers = {}
+    for p, q in moments.powers:
+        total = torch.zeros_like(da)
+        for i, j in itertools.product(range(p + 1), range(q + 1)):
+            total += math.comb(p, i) * math.comb(q, j) * known[i, j] * da ** (p - i) * dv ** (q - j)
+        shifted[p, q] = total
+    return shifted
+
+
+def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
+    mean = values.mean(0)
+    return mean, (values - mean).square().sum(0)
+
+
+def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    share = m / (n + m)
+    delta = b[0] - a[0]
+    return torch.lerp(a[0], b[0], share), a[1] + b[1] + delta.square() * (n * share)
+
+
+def _refuse_non_finite(mu: Tensor, kl: Tensor) -> None:
+    if not (torch.isfinite(mu).all() and torch.isfinite(kl).all()):
+        latents = torch.nonzero(~(torch.isfinite(mu) & torch.isfinite(kl)))
+        raise DataError(
+            f"encoder: mean, variance or KL is NaN or infinite, first for latent {int(latents[0][1])}",
+            "check the weights and the range of the data",
+        )

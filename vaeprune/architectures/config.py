@@ -1,0 +1,39 @@
+"""From a config entry to a module, refusing whatever the entry does not mean."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from vaeprune.architectures.base import BuiltVAE
+from vaeprune.architectures.convolutional import ConvolutionalVAE
+from vaeprune.architectures.dense import DenseVAE
+from vaeprune.errors import ModelError
+from vaeprune.likelihood import Likelihood
+
+_CLASSES: dict[str, type[BuiltVAE]] = {c.name: c for c in (DenseVAE, ConvolutionalVAE)}
+
+
+def architecture_from_json(entry: object) -> tuple[type[BuiltVAE], dict[str, Any]]:
+    """Class and arguments a config entry stands for; raises ModelError on unknown names or arguments."""
+    if not isinstance(entry, Mapping) or entry.get("name") not in _CLASSES:
+        got = entry.get("name") if isinstance(entry, Mapping) else entry
+        raise ModelError(f"architecture: got {got!r}, expected one of {', '.join(sorted(_CLASSES))}")
+    built = _CLASSES[entry["name"]]
+    arguments = {key: value for key, value in entry.items() if key != "name"}
+    signature = inspect.signature(built.__init__).parameters
+    known = set(signature) - {"self", "likelihood"}
+    required = {name for name in known if signature[name].default is inspect.Parameter.empty}
+    if set(arguments) - known or required - set(arguments):
+        raise ModelError(
+            f"architecture {built.name}: got {sorted(arguments)}, expected {sorted(required)}"
+            f" and optionally {sorted(known - required)}"
+        )
+    return built, arguments
+
+
+def build(architecture: object, likelihood: Likelihood) -> BuiltVAE:
+    """Build the VAE a config entry describes; its weights are whatever the layers start with."""
+    built, arguments = architecture_from_json(architecture)
+    return built(**arguments, likelihood=likelihood)

@@ -1,0 +1,45 @@
+"""A folder of pictures as one uint8 tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from vaeprune.errors import DataError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+
+def load_images(folder: Path) -> Tensor:
+    """Read every picture below `folder`, in order of path, as uint8 (N, C, H, W).
+
+    One channel if all are grey, else three. Raises DataError if one cannot be read or has another size.
+    """
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not paths:
+        raise DataError(f"{folder}: holds no pictures, expected {', '.join(sorted(SUFFIXES))}")
+    first = _read(paths[0])
+    pixels = np.empty((len(paths), *first.shape), np.uint8)
+    for i, path in enumerate(paths):
+        picture = _read(path)
+        if picture.shape != first.shape:
+            raise DataError(
+                f"{path}: is {picture.shape[1]}x{picture.shape[0]} pixels, {paths[0].name} is "
+                f"{first.shape[1]}x{first.shape[0]}; expected one size",
+                "resize the pictures first",
+            )
+        pixels[i] = picture
+    grey = bool((pixels == pixels[..., :1]).all())
+    return torch.from_numpy(pixels[..., :1] if grey else pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def _read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: is not a readable picture: {error}") from error

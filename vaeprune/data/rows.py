@@ -1,0 +1,147 @@
+"""Rows as a model takes them: batches of floats, from memory or streamed, as often as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaeprune.data.hashing import mix, row_hashes
+from vaeprune.data.sources import Block, Source
+from vaeprune.errors import DataError
+
+Batch = tuple[Tensor, ...]  # x (B, ...), then the conditions
+Choose = Callable[[NDArray[np.uint64]], NDArray[np.bool_]]
+
+
+class Rows(Protocol):
+    """Rows that can be read in batches again and again."""
+
+    @property
+    def name(self) -> str:
+        """What to call them in errors."""
+        ...
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row as stored."""
+        ...
+
+    @property
+    def count(self) -> int | None:
+        """How many rows, None where a stream has not been counted."""
+        ...
+
+    def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+        """All rows in order, at most `size` at a time; uint8 becomes [0, 1], floats stay as they are."""
+        ...
+
+
+class MemoryRows:
+    """Rows held in memory in the type they came in (uint8 images take a quarter of the room floats would)."""
+
+    def __init__(self, name: str, *tensors: Tensor) -> None:
+        self.name, self.tensors = name, tensors
+        self.count, self.row_shape = len(tensors[0]), tuple(tensors[0].shape[1:])
+        for tensor in tensors:
+            _refuse_non_finite(tensor, name)
+
+    def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+        """Slices of the tensors, converted one batch at a time."""
+        for start in range(0, self.count, size):
+            yield tuple(as_float(t[start : start + size], dtype) for t in self.tensors)
+
+    def take(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
+        """The rows at `indices`, as a batch."""
+        return tuple(as_float(t[indices], dtype) for t in self.tensors)
+
+
+class StreamedRows:
+    """Rows read from a source block by block, those of one set only; nothing is kept."""
+
+    def __init__(self, source: Source, seed: int, choose: Choose | None, limit: int | None = None) -> None:
+        self._source, self._seed, self._choose, self._limit = source, seed, choose, limit
+        self.name, self.row_shape = source.name, source.row_shape
+        self.count = None if choose else _limited(source.count, limit)
+
+    def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+        """Batches of up to `size` rows; each is valid until the next is asked for."""
+        for block in limited_blocks(self._source, self._limit):
+            if self._choose is not None:
+                chosen = self._choose(row_hashes(block[0], self._seed))
+                block = tuple(part[chosen] for part in block)
+            for start in range(0, len(block[0]), size):
+                parts = [torch.from_numpy(part[start : start + size]) for part in block]
+                for part in parts:
+                    _refuse_non_finite(part, self.name)
+                yield tuple(as_float(part, dtype) for part in parts)
+
+
+def limited_blocks(source: Source, limit: int | None) -> Iterator[Block]:
+    """The blocks of the first `limit` rows; raises DataError where a row changes shape."""
+    left = limit
+    for block in source.blocks():
+        if block[0].shape[1:] != source.row_shape:
+            raise DataError(
+                f"{source.name}: got rows of shape {block[0].shape[1:]} after rows of shape {source.row_shape}"
+            )
+        if left is not None:
+            block = tuple(part[:left] for part in block)
+            left -= len(block[0])
+        if len(block[0]):
+            yield block
+        if left == 0:
+            return
+
+
+def sample_rows(source: Source, seed: int, choose: Choose, keep: int, limit: int | None) -> MemoryRows:
+    """At most `keep` of the chosen rows, in memory: those whose second hash is smallest.
+
+    A uniform sample that depends on the rows alone, not on their order; memory is bounded by 2·keep rows.
+    """
+    kept: list[Block] = []
+    ranks: list[NDArray[np.uint64]] = []
+    for block in limited_blocks(source, limit):
+        hashes = row_hashes(block[0], seed)
+        chosen = choose(hashes)
+        kept.append(tuple(part[chosen] for part in block))
+        ranks.append(mix(hashes[chosen] ^ np.uint64(0x9E3779B97F4A7C15)))
+        if sum(map(len, ranks)) > 2 * keep:
+            kept, ranks = _smallest(kept, ranks, keep)
+    kept, ranks = _smallest(kept, ranks, keep)
+    if not len(ranks[0]):
+        raise DataError(f"{source.name}: has too few rows, none was left to check the result on")
+    return MemoryRows(source.name, *(torch.from_numpy(part) for part in kept[0]))
+
+
+def as_float(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 scaled to [0, 1]; anything else cast."""
+    if tensor.dtype == torch.uint8:
+        return tensor.to(dtype).div_(255)
+    return tensor.to(dtype)
+
+
+def _smallest(
+    blocks: list[Block], ranks: list[NDArray[np.uint64]], keep: int
+) -> tuple[list[Block], list[NDArray[np.uint64]]]:
+    """The rows of `keep` smallest rank, in their order, as one block."""
+    rank = np.concatenate(ranks) if ranks else np.empty(0, np.uint64)
+    parts = tuple(np.concatenate(part) for part in zip(*blocks, strict=True))
+    if len(rank) > keep:
+        order = np.sort(np.argpartition(rank, keep - 1)[:keep])
+        parts, rank = tuple(part[order] for part in parts), rank[order]
+    return [parts], [rank]
+
+
+def _limited(count: int | None, limit: int | None) -> int | None:
+    return count if limit is None or count is None else min(count, limit)
+
+
+def _refuse_non_finite(tensor: Tensor, name: str) -> None:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        bad: Any = torch.nonzero(~torch.isfinite(tensor.flatten(1)).all(1))[0].item()
+        raise DataError(f"{name}: NaN or infinite values, first in row {bad} of a batch; expected finite numbers")

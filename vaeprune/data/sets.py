@@ -1,0 +1,172 @@
+"""The three disjoint sets every judgement rests on: calibrate (moments), select (ablation), verify (evidence)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaeprune.data import torchvision_sets
+from vaeprune.data.hashing import unit_interval
+from vaeprune.data.images import load_images
+from vaeprune.data.rows import Choose, MemoryRows, Rows, StreamedRows, sample_rows
+from vaeprune.data.sources import BatchSource, FileSource, MemorySource, Source
+from vaeprune.data.tiles import HELD_OUT_ROWS, TRAINING_ROWS, tiles
+from vaeprune.errors import DataError
+
+NAMED = ("tiles", *torchvision_sets.NAMES)
+MOST_JUDGED_ROWS = 10_000
+_MOST_JUDGED_BYTES = 1 << 28
+_LEAST_CALIBRATE, _LEAST_VERIFY = 30, 20
+_TILES_SEED = 0
+
+
+@dataclass(frozen=True)
+class DataSets:
+    """Calibrate, select and verify rows of one data set, and the seed that parted them.
+
+    Select and verify hold a uniform sample of at most 10,000 rows each in memory; calibrate may be a stream.
+    """
+
+    name: str
+    seed: int
+    calibrate: Rows
+    select: MemoryRows
+    verify: MemoryRows
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row as it is stored."""
+        return self.calibrate.row_shape
+
+    def describe(self) -> dict[str, Any]:
+        """What a plan records of the data: name, seed and how many rows judged it."""
+        return {
+            "name": self.name,
+            "seed": self.seed,
+            "select_rows": self.select.count,
+            "verify_rows": self.verify.count,
+        }
+
+
+def open_data(
+    data: str | Path,
+    held_out: str | Path | None = None,
+    *,
+    folder: Path | None = None,
+    seed: int = 0,
+    rows: int | None = None,
+) -> DataSets:
+    """Open DATA: "tiles", "mnist", "fashion-mnist", a `.npy` or `.npz` file, or a folder of pictures.
+
+    Named sets calibrate on their training split and halve their test split by the hash of each row; others are
+    parted 60, 20, 20, or, with `held_out`, used whole for calibration with the halves of `held_out` for the rest.
+    `rows` takes the first rows of each split only. Raises DataError.
+    """
+    if rows is not None and rows < 1:
+        raise DataError(f"rows: got {rows}, expected at least 1")
+    first, second = open_sources(str(data), folder)
+    if held_out is not None:
+        second = open_sources(str(held_out), folder)[0]
+    return part(str(data), first, second, seed, rows)
+
+
+def as_data(data: DataSets | Tensor | NDArray[Any] | str | Path | Iterable[Any], seed: int = 0) -> DataSets:
+    """Whatever a Python caller has, as three sets: sets stay, names and paths are opened, rows are parted 60, 20, 20.
+
+    An iterable yields batches (B, ...) and must be readable more than once.
+    """
+    if isinstance(data, DataSets):
+        return data
+    if isinstance(data, (str, Path)):
+        return open_data(data, seed=seed)
+    if isinstance(data, (Tensor, np.ndarray)):
+        return part("array", MemorySource("array", data), None, seed, None)
+    return part("data", BatchSource("data", data), None, seed, None)
+
+
+def part(name: str, first: Source, second: Source | None, seed: int, rows: int | None) -> DataSets:
+    """Part one source 60, 20, 20, or take `first` for calibration and halve `second`."""
+    if second is not None and second.row_shape != first.row_shape:
+        raise DataError(f"{second.name}: rows have shape {second.row_shape}, those of {first.name} {first.row_shape}")
+    judged = second or first
+    low, high = (0.0, 0.5) if second else (0.6, 0.8)
+    most = _most_judged(judged.row_shape)
+    sets = DataSets(
+        name=name,
+        seed=seed,
+        calibrate=StreamedRows(first, seed, None if second else _share(0.0, low), rows),
+        select=sample_rows(judged, seed, _share(low, high), most, rows),
+        verify=sample_rows(judged, seed, _share(high, 1.0), most, rows),
+    )
+    _refuse_too_few(sets)
+    return sets
+
+
+def training_images(data: str | Path, folder: Path | None = None, seed: int = 0, rows: int | None = None) -> MemoryRows:
+    """All rows a network may be trained on, in memory: the training split, or the 60% that calibrate uses."""
+    first, second = open_sources(str(data), folder)
+    choose = _share(0.0, 1.0 if second else 0.6)
+    return sample_rows(first, seed, choose, keep=1 << 62, limit=rows)
+
+
+def open_sources(data: str, folder: Path | None) -> tuple[Source, Source | None]:
+    """(training rows, test rows) of a named set; (all rows, None) of a file or folder."""
+    if data == "tiles":
+        train, test = tiles(TRAINING_ROWS, _TILES_SEED), tiles(HELD_OUT_ROWS, _TILES_SEED, held_out=True)
+    elif data in torchvision_sets.NAMES:
+        train, test = torchvision_sets.load(data, folder)
+    else:
+        return _open_path(Path(data)), None
+    return MemorySource(f"{data} training split", train), MemorySource(f"{data} test split", test)
+
+
+def _open_path(path: Path) -> Source:
+    if path.is_dir():
+        return MemorySource(str(path), load_images(path))
+    if path.suffix in (".npy", ".npz"):
+        if not path.is_file():
+            raise DataError(f"{path}: no such file")
+        return FileSource(path)
+    known = ", ".join(NAMED)
+    raise DataError(f"data: got {str(path)!r}, expected {known}, an .npy or .npz file, or a folder of pictures")
+
+
+def _share(low: float, high: float) -> Choose:
+    def choose(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        u = unit_interval(hashes)
+        return np.asarray((u >= low) & (u < high))
+
+    return choose
+
+
+def _most_judged(row_shape: tuple[int, ...]) -> int:
+    largest_row_bytes = 8 * int(np.prod(row_shape))
+    return max(1000, min(MOST_JUDGED_ROWS, _MOST_JUDGED_BYTES // largest_row_bytes))
+
+
+def _refuse_too_few(sets: DataSets) -> None:
+    calibrate = 0
+    for batch in sets.calibrate.batches(_LEAST_CALIBRATE):
+        calibrate += len(batch[0])
+        if calibrate >= _LEAST_CALIBRATE:
+            break
+    if calibrate < _LEAST_CALIBRATE or min(sets.select.count, sets.verify.count) < _LEAST_VERIFY:
+        raise DataError(
+            f"{sets.name}: got {calibrate} calibration, {sets.select.count} selection and {sets.verify.count} "
+            f"verification rows, expected at least {_LEAST_CALIBRATE}, {_LEAST_VERIFY} and {_LEAST_VERIFY}",
+            "give more rows; an interval from fewer means nothing",
+        )
+
+
+def to_shape(row_shape: tuple[int, ...], input_shape: tuple[int, ...], where: str) -> torch.Size:
+    """The shape rows take before a model that wants `input_shape`; raises DataError if they cannot."""
+    if np.prod(row_shape) != np.prod(input_shape):
+        raise DataError(f"{where}: rows have shape {tuple(row_shape)}, the model expects {tuple(input_shape)}")
+    return torch.Size(input_shape)

@@ -1,0 +1,216 @@
+"""Where rows come from, read front to back in blocks: tensors in memory, `.npy` and `.npz` files, user iterables."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vaeprune.errors import DataError
+
+Block = tuple[NDArray[Any], ...]  # rows, then the conditions that belong to them
+
+_BLOCK_BYTES = 4 << 20
+_MAX_HEADER = 10_000
+
+
+class Source(Protocol):
+    """Rows of one shape and type that can be read from the start as often as wanted."""
+
+    @property
+    def name(self) -> str:
+        """What to call it in errors."""
+        ...
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of one row."""
+        ...
+
+    @property
+    def count(self) -> int | None:
+        """How many rows, None where that is not known before the end."""
+        ...
+
+    def blocks(self) -> Iterator[Block]:
+        """All rows in order, some at a time; a block is valid until the next one is asked for."""
+        ...
+
+
+class MemorySource:
+    """Rows of a tensor or array (N, ...) in memory; uint8 images or real numbers."""
+
+    def __init__(self, name: str, rows: NDArray[Any] | Tensor, *conditions: NDArray[Any]) -> None:
+        array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows
+        check_rows(name, array.dtype, array.shape)
+        self.name, self.count, self.row_shape = name, len(array), array.shape[1:]
+        self._arrays = (readable_dtype(array), *conditions)
+
+    def blocks(self) -> Iterator[Block]:
+        """The whole in pieces of a few megabytes, without copying."""
+        step = rows_per_block(self._arrays[0][:1].nbytes)
+        for start in range(0, self.count, step):
+            yield tuple(a[start : start + step] for a in self._arrays)
+
+
+class FileSource:
+    """Rows of an `.npy` file or of one member of an `.npz` file, read through one reused buffer.
+
+    Not a memory map: the pages of a map that have been touched count as resident memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, str(path)
+        self._member = _npz_member(path) if path.suffix == ".npz" else None
+        with self._open() as stream:
+            shape, self._dtype = _header(stream, self.name)
+            position = stream.tell()
+        check_rows(self.name, self._dtype, shape)
+        self.count, self.row_shape = shape[0], shape[1:]
+        available = self._size() - position
+        wanted = math.prod(shape) * self._dtype.itemsize
+        if available < wanted:
+            raise DataError(
+                f"{self.name}: holds {available:,} bytes of rows, its header promises {wanted:,}",
+                "the file is truncated; copy it again",
+            )
+
+    def blocks(self) -> Iterator[Block]:
+        """All rows in order; each block overwrites the one before."""
+        row_bytes = math.prod(self.row_shape) * self._dtype.itemsize
+        buffer = np.empty((min(rows_per_block(row_bytes), self.count), *self.row_shape), self._dtype)
+        with self._open() as stream:
+            _header(stream, self.name)
+            for start in range(0, self.count, len(buffer)):
+                block = buffer[: min(len(buffer), self.count - start)]
+                self._fill(stream, block, start)
+                yield (readable_dtype(block),)
+
+    def _fill(self, stream: IO[bytes], block: NDArray[Any], start: int) -> None:
+        view = memoryview(block.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        filled = 0
+        while filled < len(view):
+            try:
+                got = stream.readinto(view[filled:])  # type: ignore[attr-defined]
+            except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+                raise DataError(f"{self.name}: cannot be read near row {start:,}: {error}") from error
+            if not got:
+                raise DataError(f"{self.name}: ends near row {start:,}, its header promises {self.count:,} rows")
+            filled += got
+
+    def _open(self) -> IO[bytes]:
+        try:
+            if self._member is None:
+                return self.path.open("rb", buffering=0)
+            # the archive stays open as long as the member's stream refers to it
+            return zipfile.ZipFile(self.path).open(self._member)
+        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise DataError(f"{self.name}: cannot be opened: {error}") from error
+
+    def _size(self) -> int:
+        if self._member is None:
+            return self.path.stat().st_size
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.getinfo(self._member).file_size
+
+
+class BatchSource:
+    """Whatever a user iterates over: batches (B, ...) or tuples and dicts that begin with one.
+
+    It must be readable again from the start: a list, a Dataset's DataLoader; not a generator.
+    """
+
+    def __init__(self, name: str, batches: Iterable[Any]) -> None:
+        if iter(batches) is batches:
+            raise DataError(
+                f"{name}: got a {type(batches).__name__} that can be read only once",
+                "pass a list or a DataLoader: analysis, selection and verification each read the data",
+            )
+        self.name, self.count, self._batches = name, None, batches
+        first = next(iter(self.blocks()), None)
+        if first is None:
+            raise DataError(f"{name}: is empty, expected batches of rows")
+        self.row_shape = first[0].shape[1:]
+
+    def blocks(self) -> Iterator[Block]:
+        """One block for each batch."""
+        for batch in self._batches:
+            rows = first_array(batch, self.name)
+            check_rows(self.name, rows.dtype, rows.shape)
+            yield (readable_dtype(rows),)
+
+
+def first_array(batch: Any, where: str) -> NDArray[Any]:
+    """The rows in a batch: the batch itself, or the first item of a tuple, list or dict."""
+    item = batch
+    while isinstance(item, (tuple, list, dict)) and len(item):
+        item = next(iter(item.values())) if isinstance(item, dict) else item[0]
+    if isinstance(item, Tensor):
+        return item.detach().cpu().numpy() if item.dtype != torch.bfloat16 else item.float().cpu().numpy()
+    if isinstance(item, np.ndarray):
+        return item
+    raise DataError(f"{where}: got a batch of {type(item).__name__}, expected tensors or arrays of rows")
+
+
+def check_rows(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Raise DataError unless (dtype, shape) are rows of uint8, bool or real numbers."""
+    if dtype.kind not in "fb" and dtype != np.uint8:
+        raise DataError(
+            f"{name}: got values of type {dtype}, expected uint8 (scaled to [0, 1]) or floats (taken as they are)"
+        )
+    if len(shape) < 2 or 0 in shape[1:]:
+        raise DataError(f"{name}: got an array of shape {tuple(shape)}, expected (rows, ...)")
+    if shape[0] == 0:
+        raise DataError(f"{name}: is empty, expected at least one row")
+
+
+def readable_dtype(block: NDArray[Any]) -> NDArray[Any]:
+    """Native byte order, which torch needs; bool as float. No copy where none is needed."""
+    if block.dtype.kind == "b":
+        return block.astype(np.float32)
+    return block.astype(block.dtype.newbyteorder("="), copy=False)
+
+
+def rows_per_block(row_bytes: int) -> int:
+    """How many rows make a block of about four megabytes."""
+    return max(1, _BLOCK_BYTES // max(1, row_bytes))
+
+
+def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape and type from an .npy header; never an object array, which would be pickled code."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{name}: is not a readable .npy array: {error}") from error
+    if dtype.hasobject:
+        raise DataError(f"{name}: holds Python objects, which are never unpickled; expected numbers")
+    if any(size < 0 for size in shape):
+        raise DataError(f"{name}: got an array of shape {shape}, expected (rows, ...)")
+    if fortran and len(shape) > 1:
+        raise DataError(f"{name}: is stored column by column", "save it again with numpy.ascontiguousarray")
+    return shape, dtype
+
+
+def _npz_member(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [n for n in archive.namelist() if n.endswith(".npy")]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: is not a readable .npz file: {error}") from error
+    likely = [m for m in members if m.removesuffix(".npy") in ("x", "X", "images", "imgs", "data", "arr_0", "x_train")]
+    if len(members) == 1 or len(likely) == 1:
+        return (likely or members)[0]
+    names = ", ".join(m.removesuffix(".npy") for m in members) or "none"
+    raise DataError(
+        f"{path}: holds the arrays {names}; expected one, or one of them named x",
+        "save the rows alone as .npy",
+    )

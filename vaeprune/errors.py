@@ -1,0 +1,89 @@
+"""What can go wrong, as one tree.
+
+VaepruneError
+├── UsageError          an option or argument that makes no sense
+├── StorageError        a file or folder that is missing, damaged, in the way or cannot be written
+├── ModelError          a model that cannot be built, loaded or used as a VAE
+├── DataError           data that cannot be read, or do not fit the model or the question
+├── TrainingError       a training run that cannot start, resume or stay finite
+├── TraceError          a path through the model that cannot be followed, so nothing is cut
+├── PlanError           a plan that is damaged, contradicts itself, or was made for other weights
+├── ExportError         an ONNX file that cannot be made
+└── VerificationFailed  the smaller model is not the same model; carries the evidence
+
+Each message is one line: where, what was found, what was expected. `hint` says what to do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vaeprune.shrinking import Shrunk
+    from vaeprune.verification import Evidence
+
+
+class VaepruneError(Exception):
+    """Base of every error this package raises on purpose.
+
+    `message` says where, what was found and what was expected; `hint` says what to do about it.
+    `str(error)` is both on one line.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        self.message = one_line(message)
+        self.hint = one_line(hint)
+        super().__init__(f"{self.message}; {self.hint}" if self.hint else self.message)
+
+
+class UsageError(VaepruneError):
+    """An option or argument that makes no sense."""
+
+
+class StorageError(VaepruneError):
+    """A file or folder that is missing, damaged, in the way or cannot be written."""
+
+
+class ModelError(VaepruneError):
+    """A model that cannot be built, loaded or used as a VAE."""
+
+
+class DataError(VaepruneError):
+    """Data that cannot be read, or do not fit the model or the question."""
+
+
+class TrainingError(VaepruneError):
+    """A training run that cannot start, resume or stay finite."""
+
+
+class TraceError(VaepruneError):
+    """A path through the model that cannot be followed, so nothing is cut."""
+
+
+class PlanError(VaepruneError):
+    """A plan that is damaged, contradicts itself, or was made for other weights."""
+
+
+class ExportError(VaepruneError):
+    """An ONNX file that cannot be made."""
+
+
+class VerificationFailed(VaepruneError):
+    """The smaller model does not give the same outputs; `evidence` has every figure.
+
+    `result`, where `shrink` raised it, is what it would have returned, without a model.
+    """
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.result: Shrunk | None = None
+        failed = ", ".join(f"{gate.name} {gate.measured:.3g} > {gate.limit:.3g}" for gate in evidence.failed_gates)
+        super().__init__(
+            f"verification failed: {failed}",
+            "nothing was written; keep the latents concerned with --keep, or give the gate a wider tolerance",
+        )
+
+
+def one_line(text: str) -> str:
+    """Control characters made visible, so a hostile name cannot steer a terminal or fake a second line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,204 @@
+"""Files and folders that are either completely there or not there at all.
+
+Everything is written beside its target, flushed to disk and renamed, so a crash, a full disk or Ctrl-C leaves
+the old state. Reading checks what it reads and says where it broke.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from vaeprune.errors import StorageError
+
+_MARK = ".vaeprune-unfinished-"
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def refuse_existing(target: Path, force: bool) -> None:
+    """Raise StorageError if `target` is in the way. Call it before hours of work, not only after them."""
+    if target.is_symlink() or target.exists():
+        if not force:
+            raise StorageError(f"{target}: already exists", "choose another name or pass --force to replace it")
+        if target.is_symlink():
+            raise StorageError(f"{target}: is a symbolic link", "name the folder itself")
+    parent = target.absolute().parent
+    if parent.exists() and not parent.is_dir():
+        raise StorageError(f"{parent}: is a file, expected a folder to write {target.name} into")
+
+
+def refuse_foreign_folder(target: Path) -> None:
+    """Raise StorageError if `target` is a folder that holds something this package did not write."""
+    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+        raise StorageError(
+            f"{target}: is not empty and not a model folder",
+            "--force replaces model folders only; remove it first",
+        )
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling folder; on success it becomes `target` in one rename, else it is removed.
+
+    Raises StorageError if the target exists and `force` is false, or anything cannot be written.
+    """
+    refuse_existing(target, force)
+    if force:
+        refuse_foreign_folder(target)
+    with _named(target):
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}{_MARK}", dir=target.absolute().parent))
+    try:
+        with _named(target):
+            yield temporary
+            temporary.chmod(0o755 & ~_umask())
+            for path in sorted(temporary.rglob("*")):
+                _flush(path)
+            _flush(temporary)
+            _put_in_place(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def new_file(target: Path, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling file name; on success it becomes `target` in one rename, else it is removed."""
+    refuse_existing(target, force)
+    if target.is_dir():
+        raise StorageError(f"{target}: is a folder, expected a file name")
+    with _named(target):
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.absolute().parent / f".{target.name}{_MARK}{os.getpid()}"
+    try:
+        with _named(target):
+            yield temporary
+            _flush(temporary)
+            temporary.replace(target)
+            _flush(target.absolute().parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write strict JSON (no NaN), two spaces deep, with a final newline."""
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Parse a JSON file; `what` names it in errors ("config", "plan"). Raises StorageError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise StorageError(f"{path}: no such file, expected the {what}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{path}: cannot be read as the {what}: {error}") from error
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path}: is not valid JSON: {error}", f"restore the {what} from its source") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write named tensors as safetensors; shared or strided memory is copied first."""
+    safetensors.torch.save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file; nothing in it is executed. Raises StorageError."""
+    if not path.is_file():
+        raise StorageError(f"{path}: no such file, expected safetensors")
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
+        raise StorageError(
+            f"{path}: is not a complete safetensors file: {error}", "it may be truncated; copy it again"
+        ) from error
+
+
+def refuse_non_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
+    """Raise StorageError naming every tensor that holds NaN or infinity."""
+    bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if bad:
+        raise StorageError(f"{where}: NaN or infinite values in {', '.join(bad)}", "expected finite weights")
+
+
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes in order of name: the identity of a set of weights."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
+    return digest.hexdigest()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Turn what the operating system says into one line that names the target."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        hint = "free some space and run again" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise StorageError(f"{target}: cannot be written: {reason}", hint) from error
+    except safetensors.SafetensorError as error:
+        raise StorageError(f"{target}: cannot be written: {error}") from error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename; where an old folder stands, swap the two in one step so that there is always a whole one."""
+    if not target.exists():
+        temporary.rename(target)
+    elif target.is_dir() and not any(target.iterdir()):
+        temporary.replace(target)
+    elif not _exchange(temporary, target):
+        old = temporary.with_name(temporary.name + "-old")
+        target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    _flush(target.absolute().parent)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names atomically (Linux renameat2); False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    done: int = renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    return done == 0
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""Trace a model, plan what goes, cut it out of a copy."""

@@ -1,0 +1,86 @@
+"""What a weight reads where a latent is held constant, and whether its bias can take that over.
+
+A latent may be scaled, normalised or bent on its way to a weight, so the constant is not computed but seen: the decoder
+runs with the removed latents held and everything else varied, and the columns they reach must not move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vaeprune.data import Batch
+from vaeprune.errors import TraceError
+from vaeprune.surgery.probe import Recorder, Subject
+from vaeprune.surgery.sites import Site
+from vaeprune.surgery.trace import Trace
+
+_VARIED_ROWS = 8
+
+
+class CannotHold(TraceError):
+    """A constant other than 0 that a weight's bias cannot take over."""
+
+
+def bias_changes(subject: Subject, traced: Trace, example: Batch, constants: Mapping[int, float]) -> dict[str, Tensor]:
+    """For each bias, what to add (float64, before slicing) when the latents in `constants` are held at their values.
+
+    Raises CannotHold where a constant other than 0 meets zero padding, position-dependent taps or a weight without
+    bias; TraceError where a column that would go is not constant.
+    """
+    removed = sorted(constants)
+    seen = _operands(subject, example, removed, [constants[i] for i in removed])
+    changes: dict[str, Tensor] = {}
+    for site, operand in zip(seen.sites, seen.operands, strict=True):
+        columns = torch.zeros(operand.shape[site.operand_dim], dtype=torch.bool)
+        for reader in traced.readers:
+            if reader.site == site:
+                columns |= reader.columns[removed].any(0)
+        if not columns.any():
+            continue
+        values = _constant_columns(site, operand, columns)
+        if not values.any():
+            continue
+        if not site.holds_constant or site.bias is None or site.bias_unknown:
+            why = "has no bias" if site.holds_constant else "pads with zeros or has position-dependent taps"
+            raise CannotHold(f"{site.key}: {why}, so it cannot take over a constant other than 0")
+        change = _response(subject.weight(site.key), site, columns, values)
+        if site.bias in changes and not torch.allclose(changes[site.bias], change, rtol=1e-9, atol=1e-12):
+            raise TraceError(f"{site.key}: is called several times and sees different constants")
+        changes[site.bias] = change
+    return changes
+
+
+def _operands(subject: Subject, example: Batch, removed: Sequence[int], values: Sequence[float]) -> Recorder:
+    generator = torch.Generator().manual_seed(1)
+    z = 2 * torch.randn(_VARIED_ROWS, *subject.vae.latent_shape, generator=generator, dtype=torch.float64)
+    for latent, value in zip(removed, values, strict=True):
+        z[:, latent] = value
+    rows = torch.arange(_VARIED_ROWS) % len(example[0])
+    condition = [part[rows].double() if part.is_floating_point() else part[rows] for part in example[1:]]
+    seen = Recorder()
+    subject.run(lambda vae: vae.decode(z, *condition), seen)
+    return seen
+
+
+def _constant_columns(site: Site, operand: Tensor, columns: Tensor) -> Tensor:
+    """The value of each removed column; raises if one varies over rows or positions."""
+    values = operand.movedim(site.operand_dim, -1)[..., columns].flatten(0, -2)
+    first = values[0]
+    if not torch.allclose(values, first.expand_as(values), rtol=1e-11, atol=1e-13):
+        moved = CannotHold if _zero_somewhere(values) else TraceError
+        raise moved(f"{site.key}: a column that reads a removed latent also depends on its position or on other inputs")
+    return first
+
+
+def _zero_somewhere(values: Tensor) -> bool:
+    """Whether every entry is either one constant or exactly 0, as after zero padding before the call."""
+    return bool(all(len(torch.unique(v[v != 0])) <= 1 for v in values.T))
+
+
+def _response(weight: Tensor, site: Site, columns: Tensor, values: Tensor) -> Tensor:
+    """What the columns add to each output channel: Σ over columns and taps of weight·value."""
+    moved = weight.movedim((site.input_axis, site.output_axis), (0, 1))[columns]
+    return torch.einsum("io...,i->o", moved, values)

@@ -1,0 +1,160 @@
+"""A plan: pure data that says what is taken out of which weights, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaeprune.errors import PlanError, StorageError
+from vaeprune.storage import read_json, read_tensors, write_json, write_tensors
+
+FORMAT = 1
+PLAN, NUMBERS = "plan.json", "plan.safetensors"
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Of axis `axis` of the tensor `key`, `size` entries long, only `kept` stay, in this order."""
+
+    key: str
+    axis: int
+    size: int
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One latent that goes.
+
+    `constant`: the value the rest of the network takes it for from now on. `verdict`, `evidence`: why it may go.
+    """
+
+    latent: int
+    constant: float
+    verdict: str
+    evidence: str
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to cut, for one set of weights.
+
+    `weights_sha256`: the weights it was made for; applying it to others is refused.
+    `slices`: per tensor and axis what stays. `bias_changes`: per bias (before slicing) what is added, float64.
+    `attributes`: integers to set on modules ("decoder.0.in_features"). `data`: the split behind it, with its seed.
+    """
+
+    weights_sha256: str
+    scope: str
+    latent_size: int
+    removals: tuple[Removal, ...]
+    slices: tuple[Slice, ...]
+    attributes: Mapping[str, int]
+    data: Mapping[str, Any]
+    bias_changes: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def removed_latents(self) -> list[int]:
+        """Indices that go, ascending."""
+        return sorted(removal.latent for removal in self.removals)
+
+    @property
+    def kept_latents(self) -> list[int]:
+        """Indices that stay, ascending: column j of the new means is column kept_latents[j] of the old."""
+        removed = set(self.removed_latents)
+        return [i for i in range(self.latent_size) if i not in removed]
+
+    def to_json(self) -> dict[str, Any]:
+        """What plan.json holds; the bias changes go beside it."""
+        return {
+            "format": FORMAT,
+            "weights_sha256": self.weights_sha256,
+            "scope": self.scope,
+            "latent_size": {"before": self.latent_size, "after": len(self.kept_latents)},
+            "kept_latents": self.kept_latents,
+            "removals": [dataclasses.asdict(r) for r in self.removals],
+            "slices": [dataclasses.asdict(s) for s in self.slices],
+            "bias_changes": sorted(self.bias_changes),
+            "attributes": dict(self.attributes),
+            "data": dict(self.data),
+        }
+
+    @classmethod
+    def from_json(cls, entry: object, bias_changes: Mapping[str, Tensor], where: str) -> Plan:
+        """Read and check what `to_json` wrote. Raises PlanError."""
+        try:
+            if not isinstance(entry, dict) or entry["format"] != FORMAT:
+                raise PlanError(f"{where}: is not a plan of format {FORMAT}")
+            plan = cls(
+                weights_sha256=_checked(entry["weights_sha256"], str),
+                scope=_checked(entry["scope"], str),
+                latent_size=_checked(entry["latent_size"]["before"], int),
+                removals=tuple(_removal(r) for r in _checked(entry["removals"], list)),
+                slices=tuple(_slice(s) for s in _checked(entry["slices"], list)),
+                attributes={_checked(k, str): _checked(v, int) for k, v in entry["attributes"].items()},
+                data=_checked(entry["data"], dict),
+                bias_changes=dict(bias_changes),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error
+        if sorted(bias_changes) != entry.get("bias_changes"):
+            raise PlanError(f"{where}: its bias changes are not those in {NUMBERS}", "restore both from one source")
+        removed = plan.removed_latents
+        if len(set(removed)) != len(removed) or not all(0 <= i < plan.latent_size for i in removed):
+            raise PlanError(f"{where}: removes latents {removed} of {plan.latent_size}")
+        if plan.kept_latents != entry.get("kept_latents"):
+            raise PlanError(f"{where}: kept_latents contradicts its removals")
+        return plan
+
+
+def write_plan(plan: Plan, folder: Path) -> None:
+    """Write plan.json and, beside it, plan.safetensors with the numbers."""
+    write_json(folder / PLAN, plan.to_json())
+    write_tensors(folder / NUMBERS, plan.bias_changes)
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan from plan.json or the folder that holds it. Raises PlanError or StorageError."""
+    path = path / PLAN if path.is_dir() else path
+    entry = read_json(path, "plan")
+    numbers = path.with_name(NUMBERS)
+    try:
+        changes = read_tensors(numbers)
+    except StorageError as error:
+        raise PlanError(f"{path}: its numbers are gone: {error.message}", error.hint) from error
+    bad = [k for k, v in changes.items() if v.dtype != torch.float64 or v.dim() != 1 or not torch.isfinite(v).all()]
+    if bad:
+        raise PlanError(f"{numbers}: {', '.join(bad)} are not finite float64 vectors")
+    return Plan.from_json(entry, changes, str(path))
+
+
+def _removal(entry: Any) -> Removal:
+    constant = entry["constant"]
+    if isinstance(constant, bool) or not isinstance(constant, (int, float)):
+        raise TypeError(f"constant is {constant!r}")
+    return Removal(
+        _checked(entry["latent"], int),
+        float(constant),
+        _checked(entry["verdict"], str),
+        _checked(entry["evidence"], str),
+    )
+
+
+def _slice(entry: Any) -> Slice:
+    kept = tuple(_checked(i, int) for i in _checked(entry["kept"], list))
+    size, axis = _checked(entry["size"], int), _checked(entry["axis"], int)
+    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size or axis < 0:
+        raise ValueError(f"slice of {entry['key']!r:.60} keeps {kept!r:.60} of {size} on axis {axis}")
+    return Slice(_checked(entry["key"], str), axis, size, kept)
+
+
+def _checked(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise TypeError(f"got {value!r:.60}, expected {kind.__name__}")
+    return value

@@ -1,0 +1,203 @@
+"""`plan`: from verdicts and a trace to the slices, bias changes and attributes of a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vaeprune.adapters import as_vae, batches_for
+from vaeprune.analysis import Analysis
+from vaeprune.data import Batch, DataSets, as_data
+from vaeprune.errors import PlanError, TraceError
+from vaeprune.posterior import VAE
+from vaeprune.storage import weights_sha256
+from vaeprune.surgery.constants import CannotHold, bias_changes
+from vaeprune.surgery.plan import Plan, Removal, Slice
+from vaeprune.surgery.probe import Subject
+from vaeprune.surgery.trace import Trace, trace
+
+_EXAMPLE_ROWS = 8
+_SIZES = {
+    nn.Linear: {0: "out_features", 1: "in_features"},
+    nn.Conv1d: {0: "out_channels", 1: "in_channels"},
+    nn.Conv2d: {0: "out_channels", 1: "in_channels"},
+    nn.Conv3d: {0: "out_channels", 1: "in_channels"},
+    nn.ConvTranspose1d: {0: "in_channels", 1: "out_channels"},
+    nn.ConvTranspose2d: {0: "in_channels", 1: "out_channels"},
+    nn.ConvTranspose3d: {0: "in_channels", 1: "out_channels"},
+    nn.BatchNorm1d: {0: "num_features"},
+    nn.BatchNorm2d: {0: "num_features"},
+    nn.BatchNorm3d: {0: "num_features"},
+}
+
+
+def plan(
+    model: VAE,
+    analysis: Analysis,
+    data: DataSets | Tensor | str | Iterable[Any],
+    *,
+    keep: Collection[int] = (),
+    remove: Collection[int] = (),
+) -> Plan:
+    """Plan to take out the inactive latents, more with `remove`, fewer with `keep`.
+
+    Each goes at the constant E[mu_i], or at 0 where what reads it cannot hold another constant; the decoder is traced,
+    nothing is known of its code. `data` gives a few rows to run the model on. Raises PlanError if there is nothing to
+    remove or nothing would stay, TraceError where the model cannot be followed. Asperti, section VII.
+    """
+    vae = as_vae(model)
+    removed = chosen_latents(analysis, keep, remove)
+    if not removed:
+        raise PlanError("nothing to cut: no latent is inactive", analysis.advice.reason)
+    sets = as_data(data, analysis.seed)
+    example: Batch = next(iter(batches_for(vae, sets.select, _EXAMPLE_ROWS)))
+    traced = trace(vae, example)
+    refuse_inseparable(traced, removed)
+    subject = Subject(vae)
+    constants, changes = _constants(subject, traced, example, analysis, removed)
+    slices = _slices(subject, traced, removed)
+    return Plan(
+        weights_sha256=weights_sha256(vae.network.state_dict()),
+        scope="latents",
+        latent_size=analysis.latent_size,
+        removals=tuple(_removal(analysis, i, constants[i]) for i in removed),
+        slices=slices,
+        attributes=_attributes(vae.network, slices),
+        data=sets.describe() | {"calibrate_rows": analysis.n_samples},
+        bias_changes=changes,
+    )
+
+
+def chosen_latents(analysis: Analysis, keep: Collection[int], remove: Collection[int]) -> list[int]:
+    """The latents to remove, none if nothing is idle; raises PlanError if the wishes contradict, miss or leave nothing.
+
+    Where all are inactive the posterior has collapsed: that is a diagnosis, not a cut, and nothing is chosen.
+    """
+    for name, wished in (("keep", keep), ("remove", remove)):
+        unknown = sorted(i for i in wished if not 0 <= i < analysis.latent_size)
+        if unknown:
+            raise PlanError(
+                f"{name}: got latents {unknown}, the model has 0 to {analysis.latent_size - 1}",
+                "see `vaeprune analyze`",
+            )
+    both = sorted(set(keep) & set(remove))
+    if both:
+        raise PlanError(f"latents {both} are both to be kept and to be removed")
+    removed = sorted((set(analysis.indices("inactive")) | set(remove)) - set(keep))
+    if len(removed) == analysis.latent_size:
+        if not remove:
+            return []
+        raise PlanError(f"all {analysis.latent_size} latents would go, at least one must stay", analysis.advice.reason)
+    return removed
+
+
+def refuse_inseparable(traced: Trace, removed: list[int]) -> None:
+    """Raise TraceError if a removed latent shares a row, column or parameter with one that stays, or has no source."""
+    gone = torch.zeros(traced.latent_size, dtype=torch.bool)
+    gone[removed] = True
+    for latent in removed:
+        if not any(writer.rows[:, latent].any() for writer in traced.writers):
+            raise TraceError(f"encoder: no weight was found that makes latent {latent}")
+    groups = [(r.site.key, r.columns, "column") for r in traced.readers]
+    groups += [(w.site.key, w.rows.T, "row") for w in traced.writers]
+    groups += [(key, p.channels, "entry") for p in traced.passed for key in p.passenger.axes]
+    for key, reached, what in groups:
+        shared = reached[gone].any(0) & reached[~gone].any(0)
+        if shared.any():
+            channel = int(torch.nonzero(shared)[0])
+            latents = torch.nonzero(reached[:, channel]).flatten().tolist()
+            raise TraceError(
+                f"{key}: {what} {channel} serves latents {latents} together, which cannot be taken apart",
+                "keep them all, or remove them all",
+            )
+    for writer in traced.writers:
+        for channel, reader in writer.also_read_by.items():
+            if (writer.rows[channel] & gone).any():
+                raise TraceError(f"{writer.site.key}: row {channel} makes a latent and is also read by {reader}")
+
+
+def _constants(
+    subject: Subject, traced: Trace, example: Batch, analysis: Analysis, removed: list[int]
+) -> tuple[dict[int, float], dict[str, Tensor]]:
+    """E[mu_i] where what reads the latent can hold it; 0, the prior's mean, where it cannot."""
+    constants = {i: analysis.latents[i].mean for i in removed}
+    try:
+        return constants, bias_changes(subject, traced, example, constants)
+    except CannotHold:
+        constants = dict.fromkeys(removed, 0.0)
+        return constants, bias_changes(subject, traced, example, constants)
+
+
+def _slices(subject: Subject, traced: Trace, removed: list[int]) -> tuple[Slice, ...]:
+    """What stays of every tensor that a removed latent is made by, passes or is read by; tied tensors go together."""
+    going: dict[tuple[str, int], Tensor] = {}
+
+    def go(key: str, axis: int, channels: Tensor) -> None:
+        before = going.get((key, axis))
+        if before is not None and not torch.equal(before, channels):
+            raise TraceError(f"{key}: is used several times, by different latents each time")
+        going[key, axis] = channels
+
+    for reader in traced.readers:
+        go(reader.site.key, reader.site.input_axis, reader.columns[removed].any(0))
+    for writer in traced.writers:
+        channels = writer.rows[:, removed].any(1)
+        go(writer.site.key, writer.site.output_axis, channels)
+        if writer.site.bias_unknown:
+            raise TraceError(f"{writer.site.key}: its bias is computed, not a parameter, and cannot be cut")
+        if writer.site.bias is not None:
+            go(writer.site.bias, 0, channels)
+    for passed in _united(traced):
+        for key, axis in passed[0]:
+            go(key, axis, passed[1][removed].any(0))
+    slices = []
+    for (key, axis), channels in going.items():
+        if not channels.any():
+            continue
+        kept = tuple(torch.nonzero(~channels).flatten().tolist())
+        if not kept:
+            raise TraceError(f"{key}: nothing of axis {axis} would stay")
+        names = next(names for _, names in subject.aliases if key in names)
+        slices += [Slice(name, axis, len(channels), kept) for name in names]
+    return tuple(slices)
+
+
+def _united(traced: Trace) -> list[tuple[tuple[tuple[str, int], ...], Tensor]]:
+    """Per-channel parameters with all the latents that pass them, from whichever probe saw it."""
+    united: dict[tuple[tuple[str, int], ...], Tensor] = {}
+    for passed in traced.passed:
+        keys = tuple(sorted(passed.passenger.axes.items()))
+        united[keys] = united.get(keys, torch.zeros_like(passed.channels)) | passed.channels
+    return list(united.items())
+
+
+def _attributes(network: nn.Module, slices: tuple[Slice, ...]) -> dict[str, int]:
+    """Sizes that modules note about their own tensors."""
+    attributes = {}
+    for cut in slices:
+        owner, _, _ = cut.key.rpartition(".")
+        module = network.get_submodule(owner)
+        for kind, names in _SIZES.items():
+            is_weight = cut.key.endswith("weight") or kind.__name__.startswith("BatchNorm")
+            if isinstance(module, kind) and is_weight and cut.axis in names:
+                attributes[f"{owner}.{names[cut.axis]}".lstrip(".")] = len(cut.kept)
+    return attributes
+
+
+def _removal(analysis: Analysis, index: int, constant: float) -> Removal:
+    latent = analysis.latents[index]
+    tried = "decoder not tried"
+    if latent.ablation_cost is not None:
+        tried = (
+            f"fixing it costs {latent.ablation_cost:.3g} nats, noise moves the output by {latent.noise_reaction:.2%}"
+        )
+    return Removal(
+        index,
+        constant,
+        latent.verdict,
+        f"observed on {analysis.n_samples} samples: variance {latent.variance:.3g}, "
+        f"posterior variance {latent.posterior_variance:.3f}, {tried}",
+    )

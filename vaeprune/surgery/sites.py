@@ -1,0 +1,205 @@
+"""What one call with weights among its operands does: which axis of the weight belongs to which channel.
+
+Cases, by the torch function that was called (from a module or not):
+1. linear, conv*, conv_transpose*, matmul with the weight on the right, addmm: a `Site`. It reads input channels and
+   writes output channels; a channel ends there.
+2. batch_norm in eval mode, prelu, and arithmetic with a broadcast parameter, depthwise convolution: a `Passenger`.
+   A channel goes through it and keeps its place; the parameter has an entry for each channel.
+3. anything else: unknown, and a channel that reaches it cannot be followed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+_CONV = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+_CONV_TRANSPOSE = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+_MATMUL = {"matmul", "__matmul__", "mm"}
+_ARITHMETIC = {
+    stem.format(name)
+    for name in ("add", "sub", "mul", "div", "truediv")
+    for stem in ("{}", "{}_", "__{}__", "__r{}__", "__i{}__")
+}
+
+
+@dataclass(frozen=True)
+class Site:
+    """A weight that reads channels of its operand and writes channels of its result.
+
+    `key`, `bias`: state-dict keys; `input_axis`, `output_axis`: axes of the weight; `operand_dim`, `result_dim`:
+    the channel's dimension in the data. `operand`: the operand's place among the arguments.
+    `holds_constant`: whether a constant in an input channel gives a constant in every output channel, so that the
+    bias can take it over: not where zeros are padded in, nor where taps depend on the position.
+    """
+
+    key: str
+    bias: str | None
+    input_axis: int
+    output_axis: int
+    operand_dim: int
+    result_dim: int
+    operand: int | str
+    holds_constant: bool
+    bias_unknown: bool = False
+
+
+@dataclass(frozen=True)
+class Passenger:
+    """Parameters with one entry a channel that a channel passes on its way: key → axis; `dim` is the data's."""
+
+    axes: Mapping[str, int]
+    dim: int
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A call with weights that is not understood."""
+
+    function: str
+    keys: tuple[str, ...]
+
+
+def classify(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], names: Mapping[int, str]
+) -> Site | Passenger | Unknown | None:
+    """What this call is; None if no weight takes part in it. `names` maps id(tensor) to its state-dict key."""
+    name = getattr(function, "__name__", str(function))
+    keys = tuple(names[id(a)] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and id(a) in names)
+    if not keys:
+        return None
+    found: Site | Passenger | None = None
+    if name == "linear":
+        found = _site(_bound(("input", "weight", "bias"), args, kwargs), names, (1, 0), (-1, -1), True)
+    elif name in _CONV:
+        found = _convolution(_bound(_CONV_ARGUMENTS, args, kwargs), names, _CONV[name])
+    elif name in _CONV_TRANSPOSE:
+        found = _transposed(_bound(_TRANSPOSED_ARGUMENTS, args, kwargs), names, _CONV_TRANSPOSE[name])
+    elif name in _MATMUL:
+        found = _matmul(_bound(("input", "weight"), args, kwargs), names)
+    elif name == "addmm":
+        found = _matmul(_bound(("bias", "input", "weight"), args, kwargs), names)
+    elif name == "batch_norm":
+        found = _batch_norm(_bound(_NORM_ARGUMENTS, args, kwargs), names)
+    elif name == "prelu":
+        found = _per_channel(_bound(("input", "weight"), args, kwargs), names, dim=1)
+    elif name in _ARITHMETIC:
+        found = _arithmetic(args, names)
+    return found or Unknown(name, keys)
+
+
+class _Arguments(dict[str, Any]):
+    """Arguments by name, and where each came from."""
+
+    places: dict[str, int | str]
+
+
+_CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED_ARGUMENTS = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "output_padding",
+    "groups",
+    "dilation",
+)
+_NORM_ARGUMENTS = ("input", "running_mean", "running_var", "weight", "bias", "training")
+
+
+def _bound(order: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]) -> _Arguments:
+    bound = _Arguments(zip(order, args, strict=False))
+    bound.places = {name: place for place, name in enumerate(order[: len(args)])}
+    bound.update(kwargs)
+    bound.places.update({name: name for name in kwargs})
+    return bound
+
+
+def _site(
+    a: _Arguments,
+    names: Mapping[int, str],
+    axes: tuple[int, int],
+    dims: tuple[int, int],
+    holds_constant: bool,
+) -> Site | None:
+    if id(a["weight"]) not in names or id(a["input"]) in names:
+        return None
+    bias = a.get("bias")
+    return Site(
+        key=names[id(a["weight"])],
+        bias=names.get(id(bias)) if bias is not None else None,
+        input_axis=axes[0],
+        output_axis=axes[1],
+        operand_dim=dims[0],
+        result_dim=dims[1],
+        operand=a.places["input"],
+        holds_constant=holds_constant,
+        bias_unknown=bias is not None and id(bias) not in names,
+    )
+
+
+def _convolution(a: _Arguments, names: Mapping[int, str], spatial: int) -> Site | Passenger | None:
+    groups = a.get("groups", 1)
+    channel = -1 - spatial
+    if groups == 1:
+        padded = a.get("padding", 0) not in (0, "valid", (0,) * spatial, [0] * spatial)
+        return _site(a, names, (1, 0), (channel, channel), not padded)
+    if groups == a["input"].shape[channel] == a["weight"].shape[0]:
+        axes = {names[id(t)]: 0 for t in (a["weight"], a.get("bias")) if t is not None and id(t) in names}
+        return Passenger(axes, channel)
+    return None
+
+
+def _transposed(a: _Arguments, names: Mapping[int, str], spatial: int) -> Site | None:
+    if a.get("groups", 1) != 1:
+        return None
+    pointwise = all(size == 1 for size in a["weight"].shape[2:])
+    plain = _all(a.get("stride", 1), 1) and _all(a.get("padding", 0), 0) and _all(a.get("output_padding", 0), 0)
+    channel = -1 - spatial
+    return _site(a, names, (0, 1), (channel, channel), pointwise and plain)
+
+
+def _matmul(a: _Arguments, names: Mapping[int, str]) -> Site | None:
+    if a["weight"].dim() != 2:
+        return None
+    return _site(a, names, (0, 1), (-1, -1), True)
+
+
+def _batch_norm(a: _Arguments, names: Mapping[int, str]) -> Passenger | None:
+    if a.get("training") or a.get("running_mean") is None:
+        return None
+    tensors = [a.get(n) for n in ("running_mean", "running_var", "weight", "bias")]
+    return Passenger({names[id(t)]: 0 for t in tensors if t is not None and id(t) in names}, 1)
+
+
+def _per_channel(a: _Arguments, names: Mapping[int, str], dim: int) -> Passenger | None:
+    if id(a["weight"]) not in names:
+        return None
+    one = a["weight"].numel() == 1
+    return Passenger({} if one else {names[id(a["weight"])]: 0}, dim)
+
+
+def _arithmetic(args: Sequence[Any], names: Mapping[int, str]) -> Passenger | None:
+    """data ∘ parameter, where the parameter is broadcast over all dimensions of the data but the channel's."""
+    tensors = [a for a in args[:2] if isinstance(a, Tensor)]
+    parameters = [t for t in tensors if id(t) in names]
+    data = [t for t in tensors if id(t) not in names]
+    if len(parameters) != 1 or len(data) != 1 or parameters[0].dim() > data[0].dim():
+        return None
+    parameter = parameters[0]
+    wide = [axis for axis, size in enumerate(parameter.shape) if size > 1]
+    if not wide:
+        return Passenger({}, 1)
+    offset = data[0].dim() - parameter.dim()
+    channel = wide[0] if len(wide) == 1 else 1 - offset
+    if channel not in wide:
+        return None
+    return Passenger({names[id(parameter)]: channel}, channel + offset)
+
+
+def _all(value: Any, wanted: int) -> bool:
+    return all(v == wanted for v in (value if isinstance(value, (tuple, list)) else (value,)))

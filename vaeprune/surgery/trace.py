@@ -1,0 +1,231 @@
+"""Which rows of which weights make latent i, and which columns of which weights read it? Run the model and see.
+
+A NaN put somewhere shows everything that depends on it. Every other weight is given what it read in an undisturbed
+run, so the NaN is seen only where it is reached directly. Some functions swallow a NaN, so each probe is repeated with
+finite changes, and whatever those reach and the NaN did not makes the trace fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaeprune.data import Batch
+from vaeprune.errors import TraceError
+from vaeprune.posterior import VAE, Posterior
+from vaeprune.surgery.probe import Isolated, Recorder, Subject, by_channel, differs
+from vaeprune.surgery.sites import Passenger, Site
+
+_FINITE_CHANGES = (1.37, -0.73)
+_PROBE_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A weight that reads latents directly; `columns` (D, input channels) says which latent reaches which."""
+
+    site: Site
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A weight whose output is a mean or logvar without another weight between.
+
+    `rows` (output channels, D): which latents each channel makes. `also_read_by`: weights that read a channel too.
+    """
+
+    site: Site
+    rows: Tensor
+    also_read_by: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Passed:
+    """Per-channel parameters on a latent's way; `channels` (D, channels) says which latent passes which."""
+
+    passenger: Passenger
+    channels: Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything that makes and reads the latents of one model."""
+
+    readers: tuple[Reader, ...]
+    writers: tuple[Writer, ...]
+    passed: tuple[Passed, ...]
+    latent_size: int
+
+
+def trace(vae: VAE, example: Batch) -> Trace:
+    """Follow every latent of `vae` on `example` rows (B, ...), B ≥ 1; the model stays as it is.
+
+    Raises TraceError, naming the weight or latent, where something cannot be followed.
+    """
+    subject = Subject(vae)
+    example = tuple(part[:1].double() if part.is_floating_point() else part[:1] for part in example)
+    readers, read_on_the_way = _readers(subject, example)
+    writers, written_on_the_way = _writers(subject, example)
+    return Trace(readers, writers, read_on_the_way + written_on_the_way, vae.latent_size)
+
+
+def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tuple[Passed, ...]]:
+    size = subject.vae.latent_size
+    condition = [part.expand(size, *part.shape[1:]) for part in example[1:]]
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64)
+    z = z.expand(size, *subject.vae.latent_shape)
+    each = torch.arange(size)
+
+    def decode(change: float) -> Callable[[VAE], Tensor]:
+        disturbed = z.clone()
+        disturbed[each, each] += change
+        return lambda vae: vae.decode(disturbed, *condition)
+
+    before = Recorder()
+    undisturbed = subject.run(decode(0.0), before)
+    probe = Isolated(before)
+    probe.rows = size
+    output = subject.run(decode(float("nan")), probe)
+    _refuse_unknown(probe, lambda row: f"latent {row}")
+    leaks = by_channel(differs(output, undisturbed), 0, size).any(1)
+    for change in _FINITE_CHANGES:
+        finite = Isolated(before)
+        finite.rows = size
+        again = subject.run(decode(change), finite)
+        leaks |= by_channel(differs(again, undisturbed), 0, size).any(1)
+        for call, reached in finite.reached.items():
+            _refuse_swallowed(reached & ~probe.reached[call], before.sites[call].key, "latent")
+    if leaks.any():
+        raise TraceError(
+            f"decoder: latents {_listed(leaks)} reach the output without passing a weight that could be cut"
+        )
+    readers = tuple(Reader(before.sites[call], reached) for call, reached in probe.reached.items() if reached.any())
+    return readers, tuple(Passed(p, channels) for p, channels in probe.passengers)
+
+
+def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
+    count = Recorder()
+    subject.run(lambda vae: vae.encode(*example), count)
+    room = sum(operand.numel() * operand.element_size() for operand in count.operands) or 1
+    chunk = max(1, _PROBE_BYTES // (2 * room))
+    writers: list[Writer] = []
+    passed: list[Passed] = []
+    calls = list(range(len(count.sites)))
+    reaching = [
+        call
+        for start in range(0, len(calls), chunk)
+        for call, row in _WriterProbe(
+            subject, example, [(c, None) for c in calls[start : start + chunk]]
+        ).reached_rows()
+        if row.any()
+    ]
+    for call in reaching:
+        site = count.sites[call]
+        channels = subject.weight(site.key).shape[site.output_axis]
+        rows = torch.zeros(channels, subject.vae.latent_size, dtype=torch.bool)
+        also_read: dict[int, str] = {}
+        for start in range(0, channels, chunk):
+            probe = _WriterProbe(subject, example, [(call, c) for c in range(start, min(channels, start + chunk))])
+            for (_, row), channel in zip(probe.reached_rows(), range(start, channels), strict=False):
+                rows[channel] = row
+            also_read |= {start + r: key for r, key in probe.also_read().items()}
+            passed += probe.passed()
+        writers.append(Writer(site, rows, {c: key for c, key in also_read.items() if rows[c].any()}))
+    return tuple(writers), tuple(passed)
+
+
+class _WriterProbe:
+    """One batch of probes of the encoder: row r disturbs one channel, or all, of what one call wrote."""
+
+    def __init__(self, subject: Subject, example: Batch, targets: list[tuple[int, int | None]]) -> None:
+        self._targets = targets
+        batch = tuple(part.expand(len(targets), *part.shape[1:]).clone() for part in example)
+        before = Recorder()
+        at_rest: Posterior = subject.run(lambda vae: vae.encode(*batch), before)
+        self._probe = _Disturbed(before, targets, float("nan"))
+        disturbed: Posterior = subject.run(lambda vae: vae.encode(*batch), self._probe)
+        _refuse_unknown(self._probe, self._name)
+        self.rows = self._reach(disturbed, at_rest)
+        for change in _FINITE_CHANGES:
+            finite = _Disturbed(before, targets, change)
+            moved = self._reach(subject.run(lambda vae: vae.encode(*batch), finite), at_rest)
+            keys = before.sites[targets[0][0]].key
+            _refuse_swallowed((moved & ~self.rows).any(1, keepdim=True), keys, "output channel")
+
+    def _reach(self, posterior: Posterior, at_rest: Posterior) -> Tensor:
+        mean = by_channel(differs(posterior.mean, at_rest.mean), 1, len(self._targets))
+        return mean | by_channel(differs(posterior.logvar, at_rest.logvar), 1, len(self._targets))
+
+    def reached_rows(self) -> Iterator[tuple[int, Tensor]]:
+        """(call, latents reached (D,)) of each row."""
+        return zip((call for call, _ in self._targets), self.rows, strict=True)
+
+    def also_read(self) -> dict[int, str]:
+        """Row → key of a weight that reads the disturbed channel."""
+        found = {}
+        for call, reached in self._probe.reached.items():
+            for row in torch.nonzero(reached.any(1)).flatten().tolist():
+                found[row] = self._probe.keys[call]
+        return found
+
+    def passed(self) -> list[Passed]:
+        """Per-channel parameters between the disturbed channels and the latents."""
+        return [
+            Passed(passenger, (self.rows.T[:, :, None] & channels[None]).any(1))
+            for passenger, channels in self._probe.passengers
+        ]
+
+    def _name(self, row: int) -> str:
+        call, channel = self._targets[row]
+        return f"{self._probe.keys[call]}" + ("" if channel is None else f"[{channel}]")
+
+
+class _Disturbed(Isolated):
+    """Changes row r of what a call wrote, in one channel or in all."""
+
+    def __init__(self, undisturbed: Recorder, targets: list[tuple[int, int | None]], change: float) -> None:
+        super().__init__(undisturbed)
+        self.rows = len(targets)
+        self.keys = [site.key for site in undisturbed.sites]
+        self._change = change
+        self._at: dict[int, list[tuple[int, int | None]]] = {}
+        for row, (call, channel) in enumerate(targets):
+            self._at.setdefault(call, []).append((row, channel))
+
+    def result(self, call: int, site: Site, value: Tensor) -> Tensor:
+        """Disturb the rows that ask for this call."""
+        if call not in self._at:
+            return value
+        value = value.clone()
+        channels = value.movedim(site.result_dim, 1)
+        for row, channel in self._at[call]:
+            if channel is None:
+                channels[row] += self._change
+            else:
+                channels[row, channel] += self._change
+        return value
+
+
+def _refuse_unknown(probe: Isolated, name: Callable[[int], str]) -> None:
+    for call, rows in probe.unknowns:
+        raise TraceError(
+            f"{call.keys[0]}: {name(int(torch.nonzero(rows)[0]))} goes through {call.function}, "
+            "which mixes channels or is not understood"
+        )
+
+
+def _refuse_swallowed(missed: Tensor, key: str, what: str) -> None:
+    if missed.any():
+        raise TraceError(
+            f"{key}: {what} {int(torch.nonzero(missed)[0][0])} changes it, but a NaN did not show that; "
+            "a function on the way hides NaN"
+        )
+
+
+def _listed(mask: Tensor) -> str:
+    return ", ".join(map(str, torch.nonzero(mask).flatten().tolist()))

@@ -1,0 +1,62 @@
+"""What training minimises: −log p(x | z) plus a weighted penalty on the posterior, in nats per row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaeprune.errors import TrainingError
+from vaeprune.posterior import VAE, Posterior
+
+Penalty = Literal["full", "quadratic", "none"]
+
+
+class Loss(NamedTuple):
+    """The parts of the loss of each row (B,), in nats, and the posterior (B, D) they came from.
+
+    `total` is what is minimised; `reconstruction` and `kl` are unweighted.
+    """
+
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+    posterior: Posterior
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Asperti's objective and the variants of sections III, IV and VI.
+
+    `penalty`: "full" is KL(q ‖ N(0, I)) of eq. (6); "quadratic" only its ½mu²; "none" leaves it out.
+    `beta`: weight of the penalty (Higgins et al. 2017).
+    `sampling`: False decodes the mean instead of a sample.
+    """
+
+    penalty: Penalty = "full"
+    beta: float = 1.0
+    sampling: bool = True
+
+    def __post_init__(self) -> None:
+        if self.penalty not in ("full", "quadratic", "none"):
+            raise TrainingError(f"kl: got {self.penalty!r}, expected full, quadratic or none")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise TrainingError(f"beta: got {self.beta}, expected a finite number of at least 0")
+
+    def __call__(self, vae: VAE, x: Tensor, noise: Tensor) -> Loss:
+        """The loss of rows x (B, ...); noise (B, D) is the standard normal draw of the reparametrisation."""
+        posterior = vae.encode(x)
+        z = posterior.sample(noise) if self.sampling else posterior.mean
+        reconstruction = vae.likelihood.nats(x, vae.decode_parameters(z))
+        kl = posterior.kl().flatten(1).sum(1)
+        return Loss(reconstruction + self._penalty(posterior, kl), reconstruction, kl, posterior)
+
+    def _penalty(self, posterior: Posterior, kl: Tensor) -> Tensor:
+        if self.penalty == "full":
+            return self.beta * kl
+        if self.penalty == "quadratic":
+            return self.beta * 0.5 * posterior.mean.square().flatten(1).sum(1)
+        return torch.zeros_like(kl)
