@@ -67,8 +67,9 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     try:
         with _named(target):
             yield temporary
-            temporary.chmod(0o755 & ~_umask())
+            temporary.chmod(0o777 & ~_umask())
             for path in sorted(temporary.rglob("*")):
+                path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())  # some writers make private files
                 _flush(path)
             _flush(temporary)
             _put_in_place(temporary, target)

@@ -1,0 +1,41 @@
+"""Several things timed in turn, A B A B …, so that a drift of the machine hits all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of each counted run."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def __str__(self) -> str:
+        return f"{self.median:.4g} s (min {min(self.seconds):.4g}, max {max(self.seconds):.4g})"
+
+
+def in_turn(work: Mapping[str, Callable[[], object]], runs: int = 7) -> dict[str, Times]:
+    """Run each once unmeasured, then all of them `runs` times in turn."""
+    for call in work.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for _ in range(runs):
+        for name, call in work.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: Times(tuple(s)) for name, s in seconds.items()}
+
+
+def ratio(times: Mapping[str, Times], a: str, b: str) -> str:
+    """a / b run by run: median and spread."""
+    ratios = [x / y for x, y in zip(times[a].seconds, times[b].seconds, strict=True)]
+    return f"{statistics.median(ratios):.3f} (min {min(ratios):.3f}, max {max(ratios):.3f})"
