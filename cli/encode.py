@@ -11,12 +11,12 @@ from . import options as o
 from .output import print_json, progress
 
 
+@o.takes(o.Reading, o.Rows)
 def encode(
     model: o.Model,
-    data: o.Data,
+    data: o.Rows,
+    reading: o.Reading,
     out: Annotated[Path, typer.Option("--out", help="The .npy file to write.")],
-    data_dir: o.DataDir = None,
-    rows: o.Rows = None,
     device: o.OnDevice = o.Device.auto,
     force: o.Force = False,
     json: o.Json = False,
@@ -27,10 +27,13 @@ def encode(
     In their order, as a float32 array (rows, latents). Of a named data set: the rows of its training split.
     """
     from vaeprune.encoding import encode_to_file
+    from vaeprune.storage import refuse_existing
 
-    vae = o.open_model(model, device)
+    refuse_existing(out, force)
+    sets = data.open(input_range=reading.input_range)
+    vae = o.open_model(model, reading, sets, device, quiet)
     with progress(quiet or json) as report:
-        shape = encode_to_file(vae, data, out, folder=data_dir, rows=rows, force=force, progress=report)
+        shape = encode_to_file(vae, sets.whole, out, force=force, progress=report)
     if json:
         print_json({"out": str(out), "shape": list(shape)})
     else:

@@ -13,30 +13,35 @@ from . import options as o
 from .output import print_json
 
 
+@o.takes(o.Reading)
 def export(
     model: o.Model,
+    reading: o.Reading,
     out: Annotated[Path, typer.Option("--out", help="The folder to write encoder.onnx and decoder.onnx into.")],
     data: Annotated[
-        str | None,
-        typer.Option("--data", metavar="DATA", help="Rows to check the files on; the training data if left out."),
+        str | None, typer.Option("--data", metavar="DATA", help="Rows to check on; the training data if left out.")
     ] = None,
-    data_dir: o.DataDir = None,
-    rows: o.Rows = None,
-    onnx_tolerance: o.OnnxTolerance = 1e-4,
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where mnist and fashion-mnist are.")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", help="Use only the first N rows of each split.")] = None,
+    onnx_tolerance: Annotated[
+        float, typer.Option("--onnx-tolerance", help="ONNX against PyTorch, share of the output's range.")
+    ] = 1e-4,
     force: o.Force = False,
     json: o.Json = False,
+    quiet: o.Quiet = False,
 ) -> int:
     """Write ONNX files, checked on real rows.
 
     encoder.onnx takes x and gives mu and logvar; decoder.onnx takes z and gives x_hat.
     """
     from vaeprune.exporting import export as export_folder
+    from vaeprune.model_folder import training_data
 
-    vae = o.open_model(model, o.Device.cpu)
-    named = data or str((vae.provenance.get("training") or {}).get("data") or "")
+    named = data or training_data(Path(model))
     if not named:
         raise UsageError("--data: is missing, and the model does not say what it was trained on")
-    sets = o.open_rows(named, None, data_dir, 0, rows)
+    sets = o.Rows(named, data_dir=data_dir, rows=rows).open(input_range=reading.input_range)
+    vae = o.open_model(model, reading, sets, o.Device.cpu, quiet)
     errors, files = export_folder(vae, sets, out, onnx_tolerance, force)
     if json:
         found = {

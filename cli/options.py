@@ -1,38 +1,29 @@
-"""Arguments and options that several commands share."""
+"""Arguments and options that several commands share, in groups; `takes` puts a group into a command's signature."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vaeprune.errors import UsageError
 
 if TYPE_CHECKING:
+    from vaeprune.adapters import AdaptedVAE
+    from vaeprune.analysis import Thresholds
     from vaeprune.architectures import BuiltVAE
     from vaeprune.data import DataSets
+    from vaeprune.opening import Source
+    from vaeprune.verification import Tolerances
 
-Model = Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="DATA",
-        help="tiles, mnist, fashion-mnist, an .npy or .npz file, or a folder of pictures.",
-    ),
-]
-HeldOut = Annotated[
-    str | None,
-    typer.Option("--held-out", metavar="DATA", help="Select and verify on these rows; calibrate on all of --data."),
-]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Where mnist and fashion-mnist are or will be downloaded to."),
-]
-Rows = Annotated[int | None, typer.Option("--rows", help="Use only the first N rows of each split.")]
-SplitSeed = Annotated[int, typer.Option("--seed", help="Seed of the split into calibrate, select and verify rows.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
@@ -55,42 +46,234 @@ class Ablate(str, Enum):
     none = "none"
 
 
+class Spread(str, Enum):
+    """What a foreign encoder gives beside the mean."""
+
+    logvar = "logvar"
+    logstd = "logstd"
+    std = "std"
+    var = "var"
+    softplus = "softplus"
+
+
+class Observation(str, Enum):
+    """How a row is scored, and what the decoder gives."""
+
+    bernoulli = "bernoulli"
+    logits = "bernoulli-logits"
+    gaussian = "gaussian"
+
+
 OnDevice = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes a GPU if there is one.")]
-AblateOption = Annotated[
-    Ablate,
-    typer.Option("--ablate", help="Try the decoder for these latents; without it verdicts are provisional."),
-]
-MaxVariance = Annotated[
-    float, typer.Option("--max-variance", help="An inactive latent's variance of the mean is below.")
-]
-MinPosteriorVariance = Annotated[
-    float,
-    typer.Option("--min-posterior-variance", help="An inactive latent's mean posterior variance is above."),
-]
-MaxAblationCost = Annotated[
-    float, typer.Option("--max-ablation-cost", help="Fixing an inactive latent costs less, in nats per row.")
-]
-MaxNoise = Annotated[
-    float,
-    typer.Option("--max-noise", help="Noise in an inactive latent moves the output less: RMS share of its range."),
-]
-Tolerance = Annotated[
-    float,
-    typer.Option(
-        "--tolerance", help="Gate: largest mean-path difference and RMS of prior samples, share of the range."
+
+
+def takes(*groups: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Replace each parameter of a command that is annotated with a group by the group's own options."""
+
+    def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
+        hints = typing.get_type_hints(command, include_extras=True)
+        signature = inspect.signature(command)
+        owners = {name: hint for name, hint in hints.items() if hint in groups}
+        flat: list[inspect.Parameter] = []
+        kind = inspect.Parameter.KEYWORD_ONLY
+        for name, parameter in signature.parameters.items():
+            flat += _options(owners[name]) if name in owners else [parameter.replace(annotation=hints[name], kind=kind)]
+
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            for name, group in owners.items():
+                given[name] = group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
+            return command(**given)
+
+        run.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in flat} | {"return": hints.get("return")}
+        del run.__wrapped__
+        return run
+
+    return wrap
+
+
+def _options(group: type[Any]) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(group, include_extras=True)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(
+            f.name,
+            kind,
+            default=inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default,
+            annotation=hints[f.name],
+        )
+        for f in dataclasses.fields(group)
+    ]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How to load and read a foreign model; nothing of it is needed for a model folder of this package."""
+
+    weights: Annotated[Path | None, typer.Option("--weights", help="Checkpoint of a MODEL named by import path.")] = (
+        None
+    )
+    model_arg: Annotated[
+        list[str] | None, typer.Option("--model-arg", metavar="NAME=VALUE", help="Argument for MODEL; may be repeated.")
+    ] = None
+    factory: Annotated[
+        str | None, typer.Option("--factory", help="Import path for a folder that holds a shrunk foreign model.")
+    ] = None
+    input_shape: Annotated[
+        str | None, typer.Option("--input-shape", metavar="C,H,W", help="Shape of a row before the model.")
+    ] = None
+    input_range: Annotated[
+        str, typer.Option("--input-range", metavar="LOW,HIGH", help="What uint8 data are scaled to, like -1,1.")
+    ] = "0,1"
+    spread: Annotated[
+        Spread | None, typer.Option("--spread", help="What the encoder gives beside the mean. [default: found out]")
+    ] = None
+    likelihood: Annotated[
+        Observation | None, typer.Option("--likelihood", help="How a row is scored. [default: found out]")
+    ] = None
+
+    def source(self, model: str) -> Source:
+        """What was said of MODEL, for the library."""
+        from vaeprune.factory import parse_arguments
+        from vaeprune.likelihood import Likelihood
+        from vaeprune.opening import Source
+
+        known = {
+            Observation.bernoulli: ("bernoulli", "mean"),
+            Observation.logits: ("bernoulli", "logits"),
+            Observation.gaussian: ("gaussian", "mean"),
+        }
+        return Source(
+            model,
+            weights=self.weights,
+            arguments=parse_arguments(self.model_arg or []),
+            factory=self.factory,
+            input_shape=integers(self.input_shape, "--input-shape") if self.input_shape else None,
+            spread=self.spread.value if self.spread else None,
+            likelihood=Likelihood(*known[self.likelihood]) if self.likelihood else None,  # type: ignore[arg-type]
+        )
+
+    def words(self) -> list[str]:
+        """The options again, for a command to run next."""
+        words = [w for a in self.model_arg or [] for w in ("--model-arg", a)]
+        for option in ("weights", "factory", "input_shape", "spread", "likelihood"):
+            value = getattr(self, option)
+            if value is not None:
+                words += ["--" + option.replace("_", "-"), str(getattr(value, "value", value))]
+        return [*words, *(["--input-range", self.input_range] if self.input_range != "0,1" else [])]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows to use, and how to part them."""
+
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="tiles, mnist, fashion-mnist, an .npy or .npz file, a folder of pictures, or path/or.module:factory.",
+        ),
+    ]
+    held_out: Annotated[
+        str | None,
+        typer.Option("--held-out", metavar="DATA", help="Select and verify on these; calibrate on all of --data."),
+    ] = None
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where mnist and fashion-mnist are or will be downloaded to.")
+    ] = None
+    condition: Annotated[
+        str | None,
+        typer.Option("--condition", help="Name of a conditional VAE's condition in the data, like labels or 1."),
+    ] = None
+    rows: Annotated[int | None, typer.Option("--rows", help="Use only the first N rows of each split.")] = None
+    seed: Annotated[int, typer.Option("--seed", help="Of the split into calibrate, select and verify rows.")] = 0
+
+    def open(self, seed: int | None = None, input_range: str = "0,1") -> DataSets:
+        """The three sets; `seed` overrules the one given."""
+        from vaeprune.data import open_data
+
+        return open_data(
+            self.data,
+            self.held_out,
+            folder=self.data_dir,
+            seed=self.seed if seed is None else seed,
+            rows=self.rows,
+            condition=self.condition,
+            input_range=numbers(input_range, "--input-range"),
+        )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a latent is inactive."""
+
+    ablate: Annotated[
+        Ablate, typer.Option("--ablate", help="Try the decoder for these latents; without it verdicts are provisional.")
+    ] = Ablate.candidates
+    max_variance: Annotated[
+        float, typer.Option("--max-variance", help="An inactive latent's variance of the mean is below.")
+    ] = 0.01
+    min_posterior_variance: Annotated[
+        float, typer.Option("--min-posterior-variance", help="An inactive latent's mean posterior variance is above.")
+    ] = 0.8
+    max_ablation_cost: Annotated[
+        float, typer.Option("--max-ablation-cost", help="Fixing an inactive latent costs less, in nats per row.")
+    ] = 0.05
+    max_noise: Annotated[
+        float,
+        typer.Option("--max-noise", help="Noise in an inactive latent moves the output less: RMS share of range."),
+    ] = 0.01
+
+    def thresholds(self) -> Thresholds:
+        """The library's form."""
+        from vaeprune.analysis import Thresholds
+
+        return Thresholds(self.max_variance, self.min_posterior_variance, self.max_ablation_cost, self.max_noise)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """When a smaller model is the same model."""
+
+    tolerance: Annotated[
+        float,
+        typer.Option("--tolerance", help="Largest mean-path difference and RMS of prior samples, share of range."),
+    ] = 0.02
+    max_elbo_loss: Annotated[
+        float, typer.Option("--max-elbo-loss", help="Upper 95% bound of the ELBO loss, in nats per row.")
+    ] = 0.1
+    onnx_tolerance: Annotated[
+        float, typer.Option("--onnx-tolerance", help="ONNX against PyTorch, share of the output's range.")
+    ] = 1e-4
+
+    def tolerances(self) -> Tolerances:
+        """The library's form."""
+        from vaeprune.verification import Tolerances
+
+        return Tolerances(self.tolerance, self.max_elbo_loss, self.onnx_tolerance)
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model folder, a pythae or diffusers folder, or path/to/file.py:Class with --weights and --model-arg.",
     ),
 ]
-MaxElboLoss = Annotated[float, typer.Option("--max-elbo-loss", help="Gate: upper 95% bound of the ELBO loss, in nats.")]
-OnnxTolerance = Annotated[
-    float, typer.Option("--onnx-tolerance", help="Gate: ONNX against PyTorch, share of the output's range.")
-]
 
 
-def open_model(folder: Path, device: Device) -> BuiltVAE:
-    """The model in a folder, on the device asked for."""
-    from vaeprune.model_folder import load
+def open_model(model: str, reading: Reading, sets: DataSets, device: Device, quiet: bool) -> BuiltVAE | AdaptedVAE:
+    """MODEL on the device asked for; what was assumed about a foreign one is said on stderr."""
+    from vaeprune.opening import open_model as open_source
 
-    return load(folder).to(torch_device(device))
+    from .output import note
+
+    vae = open_source(reading.source(model), sets)
+    for assumption in getattr(vae, "assumptions", ()):
+        note(assumption, quiet)
+    return vae.to(torch_device(device))
 
 
 def torch_device(device: Device) -> str:
@@ -105,16 +288,20 @@ def torch_device(device: Device) -> str:
     return str(device.value)
 
 
-def open_rows(data: str, held_out: str | None, data_dir: Path | None, seed: int, rows: int | None) -> DataSets:
-    """The three sets of a DATA argument."""
-    from vaeprune.data import open_data
-
-    return open_data(data, held_out, folder=data_dir, seed=seed, rows=rows)
-
-
 def integers(text: str, option: str) -> list[int]:
     """A comma-separated list of whole numbers; raises UsageError."""
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
         raise UsageError(f"{option}: got {text!r}, expected whole numbers with commas between, like 1,4") from None
+
+
+def numbers(text: str, option: str) -> tuple[float, float]:
+    """Two numbers, the lower first; raises UsageError."""
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        low = high = 0.0
+    if not low < high:
+        raise UsageError(f"{option}: got {text!r}, expected two numbers, the lower first, like -1,1")
+    return low, high

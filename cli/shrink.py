@@ -16,26 +16,18 @@ if TYPE_CHECKING:
     from vaeprune.shrinking import Shrunk
 
 
+@o.takes(o.Reading, o.Rows, o.Limits, o.Gates)
 def shrink(
     model: o.Model,
-    data: o.Data,
+    data: o.Rows,
+    reading: o.Reading,
+    limits: o.Limits,
+    gates: o.Gates,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write. Needed unless --dry-run.")] = None,
     keep: Annotated[str, typer.Option("--keep", help="Latents to keep whatever their verdict, like 1,4.")] = "",
     remove: Annotated[str, typer.Option("--remove", help="Latents to remove whatever their verdict.")] = "",
     plan: Annotated[Path | None, typer.Option("--plan", help="Apply this plan.json instead of making one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
-    held_out: o.HeldOut = None,
-    data_dir: o.DataDir = None,
-    rows: o.Rows = None,
-    seed: o.SplitSeed = 0,
-    ablate: o.AblateOption = o.Ablate.candidates,
-    max_variance: o.MaxVariance = 0.01,
-    min_posterior_variance: o.MinPosteriorVariance = 0.8,
-    max_ablation_cost: o.MaxAblationCost = 0.05,
-    max_noise: o.MaxNoise = 0.01,
-    tolerance: o.Tolerance = 0.02,
-    max_elbo_loss: o.MaxElboLoss = 0.1,
-    onnx_tolerance: o.OnnxTolerance = 1e-4,
     device: o.OnDevice = o.Device.auto,
     force: o.Force = False,
     json: o.Json = False,
@@ -45,11 +37,9 @@ def shrink(
 
     Writes a smaller model, ONNX files, the plan and the evidence. If any check fails nothing is written.
     """
-    from vaeprune.analysis import Thresholds
     from vaeprune.shrinking import shrink as shrink_model
     from vaeprune.storage import refuse_existing
     from vaeprune.surgery.plan import read_plan
-    from vaeprune.verification import Tolerances
 
     kept, removed = o.integers(keep, "--keep"), o.integers(remove, "--remove")
     if out is None and not dry_run:
@@ -59,23 +49,22 @@ def shrink(
     if plan is not None and (kept or removed):
         raise UsageError("--plan: a given plan is applied as it is", "leave out --keep and --remove")
     replay = read_plan(plan) if plan else None
-    split = int(replay.data.get("seed", seed)) if replay else seed
-    vae = o.open_model(model, device)
-    sets = o.open_rows(data, held_out, data_dir, split, rows)
+    split = int(replay.data.get("seed", data.seed)) if replay else data.seed
+    sets = data.open(split, reading.input_range)
+    vae = o.open_model(model, reading, sets, device, quiet)
     failed = False
     with progress(quiet or json) as report:
         try:
             shrunk = shrink_model(
                 vae, sets, out, keep=kept, remove=removed, replay=replay, dry_run=dry_run,
-                thresholds=Thresholds(max_variance, min_posterior_variance, max_ablation_cost, max_noise),
-                tolerances=Tolerances(tolerance, max_elbo_loss, onnx_tolerance),
-                ablate=ablate.value, force=force, source=str(model), progress=report,
+                thresholds=limits.thresholds(), tolerances=gates.tolerances(), ablate=limits.ablate.value,
+                force=force, source=model, progress=report,
             )  # fmt: skip
         except VerificationFailed as error:
             if error.result is None:
                 raise
             shrunk, failed = error.result, True
-            note(f"vaeprune: {error}", quiet)
+            note(f"vaeprune: {error}")
     if json:
         print_json(shrunk.to_json() | ({"plan": shrunk.plan.to_json()} if dry_run and shrunk.plan else {}))
     else:

@@ -89,7 +89,9 @@ def train(
         bool,
         typer.Option("--keep-state/--discard-state", help="Keep Adam's state in the finished folder for --resume."),
     ] = True,
-    data_dir: o.DataDir = None,
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where mnist and fashion-mnist are or will be downloaded to.")
+    ] = None,
     device: o.OnDevice = o.Device.auto,
     force: o.Force = False,
     json: o.Json = False,

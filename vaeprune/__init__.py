@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vaeprune.adapters import adapt as adapt
     from vaeprune.analysis import Analysis as Analysis
     from vaeprune.analysis import analyze as analyze
     from vaeprune.model_folder import load as load
@@ -31,6 +32,7 @@ _ROOMS = {
     "Plan": "surgery.plan",
     "Posterior": "posterior",
     "VAE": "posterior",
+    "adapt": "adapters",
     "analyze": "analysis",
     "cut": "surgery.cut",
     "export_onnx": "onnx_export",
@@ -47,6 +49,7 @@ __all__ = [
     "Evidence",
     "Plan",
     "Posterior",
+    "adapt",
     "analyze",
     "cut",
     "export_onnx",

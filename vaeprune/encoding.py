@@ -8,36 +8,31 @@ from pathlib import Path
 import numpy as np
 
 from vaeprune.adapters import batches_for, measuring
-from vaeprune.data.rows import StreamedRows
-from vaeprune.data.sets import open_sources
+from vaeprune.data import Rows
 from vaeprune.posterior import VAE
 from vaeprune.storage import new_file
 
 
 def encode_to_file(
     vae: VAE,
-    data: str,
+    rows: Rows,
     out: Path,
     *,
-    folder: Path | None = None,
-    rows: int | None = None,
     force: bool = False,
     progress: Callable[[str, int, int | None], None] | None = None,
 ) -> tuple[int, ...]:
-    """Write E[z | x] of all rows (the training split of a named set) to `out` as float32 `.npy`; returns its shape.
+    """Write E[z | x] of all rows to `out` as float32 `.npy` (rows, *latent_shape); returns its shape.
 
     Memory does not grow with the rows. Raises StorageError if `out` exists and `force` is false.
     """
-    source, _ = open_sources(data, folder)
-    stream = StreamedRows(source, 0, None, rows)
     with new_file(out, force) as temporary, temporary.open("wb") as file, measuring(vae):
         count = 0
-        _write_header(file, (stream.count or 0, *vae.latent_shape))
-        for batch in batches_for(vae, stream):
+        _write_header(file, (rows.count or 0, *vae.latent_shape))
+        for batch in batches_for(vae, rows):
             file.write(vae.encode(*batch).mean.float().cpu().contiguous().numpy().tobytes())
             count += len(batch[0])
             if progress:
-                progress("encoding", len(batch[0]), stream.count)
+                progress("encoding", len(batch[0]), rows.count)
         file.seek(0)
         _write_header(file, (count, *vae.latent_shape))
     return (count, *vae.latent_shape)

@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from vaeprune.adapters.adapted import AdaptedVAE
+from vaeprune.adapters.copying import make_plain, replace_tensors
+from vaeprune.adapters.reading import Reading
 from vaeprune.architectures import BuiltVAE, build
+from vaeprune.architectures.base import positive_sizes
 from vaeprune.errors import ModelError, StorageError
+from vaeprune.factory import call
 from vaeprune.likelihood import Likelihood
 from vaeprune.storage import (
     new_folder,
@@ -26,7 +31,7 @@ from vaeprune.training import History
 FORMAT = 1
 CONFIG, WEIGHTS, HISTORY, CARD = "config.json", "model.safetensors", "history.json", "README.md"
 TRAINING_STATE = "training_state.safetensors"
-_KEYS = {"format", "architecture", "likelihood", "training", "shrunk"}
+_KEYS = {"format", "architecture", "foreign", "likelihood", "training", "shrunk"}
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,11 @@ class ModelFolder:
     """A VAE with where it comes from.
 
     `training`: how it was trained, or None. `shrunk`: from which latents it was cut, or None.
-    `state`: what resuming its training needs, or empty.
+    `state`: what resuming its training needs, or empty. An AdaptedVAE's `provenance` has its import path and arguments,
+    which are kept as information only, and the sizes to set on it.
     """
 
-    vae: BuiltVAE
+    vae: BuiltVAE | AdaptedVAE
     training: dict[str, Any] | None = None
     shrunk: dict[str, Any] | None = None
     history: History = field(default_factory=History)
@@ -61,13 +67,14 @@ def write_model_folder(
             folder / CONFIG,
             {
                 "format": FORMAT,
-                "architecture": model.vae.architecture(),
+                "architecture": None if isinstance(model.vae, AdaptedVAE) else model.vae.architecture(),
+                "foreign": _foreign_entry(model.vae) if isinstance(model.vae, AdaptedVAE) else None,
                 "likelihood": model.vae.likelihood.to_json(),
                 "training": model.training,
                 "shrunk": model.shrunk,
             },
         )
-        write_tensors(folder / WEIGHTS, model.vae.state_dict())
+        write_tensors(folder / WEIGHTS, model.vae.network.state_dict())
         if model.history.epochs:
             write_json(folder / HISTORY, model.history.to_json())
         if model.state:
@@ -78,35 +85,104 @@ def write_model_folder(
             more(folder)
 
 
-def read_model_folder(folder: Path) -> ModelFolder:
+def read_model_folder(folder: Path, factory: Callable[..., Any] | None = None) -> ModelFolder:
     """Read and check everything, then build; nothing in the folder is executed.
 
-    Raises StorageError or ModelError: missing or damaged files, an unknown format, weights of another shape, NaN.
+    A shrunk foreign model needs its class or function again, as `factory`. Raises StorageError or ModelError: missing
+    or damaged files, an unknown format, weights of another shape, NaN.
     """
     config = _read_config(folder)
     tensors = read_tensors(folder / WEIGHTS)
-    with torch.device("meta"):  # a config that lies about sizes must not allocate them
-        vae = build(config["architecture"], Likelihood.from_json(config["likelihood"]))
-    check_state_dict(vae.state_dict(), tensors, folder / WEIGHTS)
-    refuse_non_finite(tensors, folder / WEIGHTS)
-    vae.load_state_dict(tensors, assign=True)
+    likelihood = Likelihood.from_json(config["likelihood"])
+    vae: BuiltVAE | AdaptedVAE
+    if config["architecture"] is None:
+        vae = _rebuilt(config.get("foreign"), tensors, likelihood, factory, folder)
+    else:
+        vae = _built(config["architecture"], tensors, likelihood, folder)
     vae.requires_grad_(True).eval()
     history, state = History(), {}
     if (folder / HISTORY).exists():
         history = History.from_json(read_json(folder / HISTORY, "training history"), str(folder / HISTORY))
     if (folder / TRAINING_STATE).exists():
         state = read_tensors(folder / TRAINING_STATE)
-    vae.provenance = {"training": config.get("training"), "shrunk": config.get("shrunk")}
+    vae.provenance |= {"training": config.get("training"), "shrunk": config.get("shrunk")}
     return ModelFolder(vae, config.get("training"), config.get("shrunk"), history, state)
 
 
-def load(folder: str | Path) -> BuiltVAE:
-    """The VAE in a model folder, in eval mode. Raises StorageError or ModelError."""
-    return read_model_folder(Path(folder)).vae
+def training_data(folder: Path) -> str | None:
+    """The data a model folder says it was trained on."""
+    if not (folder / CONFIG).is_file():
+        return None
+    name = (_read_config(folder).get("training") or {}).get("data")
+    return name if isinstance(name, str) else None
 
 
-def describe(vae: BuiltVAE) -> str:
-    """A VAE's architecture in a phrase: widths from input to output, and likelihood."""
+def load(folder: str | Path, factory: Callable[..., Any] | None = None) -> BuiltVAE | AdaptedVAE:
+    """The VAE in a model folder, in eval mode; `factory` builds a foreign one. Raises StorageError or ModelError."""
+    return read_model_folder(Path(folder), factory).vae
+
+
+def _built(architecture: Any, tensors: dict[str, Tensor], likelihood: Likelihood, folder: Path) -> BuiltVAE:
+    with torch.device("meta"):  # a config that lies about sizes must not allocate them
+        vae = build(architecture, likelihood)
+    check_state_dict(vae.state_dict(), tensors, folder / WEIGHTS)
+    refuse_non_finite(tensors, folder / WEIGHTS)
+    vae.load_state_dict(tensors, assign=True)
+    return vae
+
+
+def _foreign_entry(vae: AdaptedVAE) -> dict[str, Any]:
+    return {
+        "factory": vae.provenance.get("factory"),
+        "arguments": vae.provenance.get("arguments") or {},
+        "attributes": vae.provenance.get("attributes") or {},
+        "made_plain": list(vae.provenance.get("made_plain") or ()),
+        "reading": vae.reading.to_json(),
+        "input_shape": list(vae.input_shape),
+        "latent_shape": list(vae.latent_shape),
+    }
+
+
+def _rebuilt(
+    entry: Any, tensors: dict[str, Tensor], likelihood: Likelihood, factory: Callable[..., Any] | None, folder: Path
+) -> AdaptedVAE:
+    """A foreign module at its original size, given the smaller tensors and sizes it had when it was written."""
+    where = folder / CONFIG
+    wanted = {"factory", "arguments", "attributes", "made_plain", "reading", "input_shape", "latent_shape"}
+    if not isinstance(entry, dict) or set(entry) != wanted:
+        raise StorageError(f"{where}: does not say how to read its foreign model", "restore it from its source")
+    if factory is None:
+        known = f" (it was made by {entry['factory']})" if entry["factory"] else ""
+        raise ModelError(
+            f"{folder}: holds weights for somebody's own class{known}, and no import path is taken from a file",
+            "name the class: --factory path/to/file.py:Name, or load(folder, factory=Name)",
+        )
+    arguments, attributes = entry["arguments"], entry["attributes"]
+    if not isinstance(arguments, dict) or not isinstance(attributes, dict):
+        raise StorageError(f"{where}: its arguments or attributes are damaged", "restore it from its source")
+    network = call(factory, arguments, getattr(factory, "__name__", "factory"))
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"factory: gave a {type(network).__name__}, expected an nn.Module")
+    if entry["made_plain"]:
+        make_plain(network)
+    expected = {
+        k: v if v.dim() != tensors[k].dim() else tensors[k] for k, v in network.state_dict().items() if k in tensors
+    }
+    missing = {k: v for k, v in network.state_dict().items() if k not in tensors}
+    check_state_dict(expected | missing, tensors, folder / WEIGHTS)
+    refuse_non_finite(tensors, folder / WEIGHTS)
+    replace_tensors(network, tensors, attributes)
+    shapes = [positive_sizes(entry[name], f"{where}: {name}") for name in ("input_shape", "latent_shape")]
+    vae = AdaptedVAE(network, Reading.from_json(entry["reading"]), likelihood, shapes[0], shapes[1])
+    vae.provenance = {name: entry[name] for name in ("factory", "arguments", "attributes", "made_plain")}
+    return vae
+
+
+def describe(vae: BuiltVAE | AdaptedVAE) -> str:
+    """A VAE's architecture in a phrase: widths from input to output, or its class, and likelihood."""
+    if isinstance(vae, AdaptedVAE):
+        shape = "x".join(map(str, vae.latent_shape))
+        return f"A {type(vae.network).__name__} with latents of shape {shape}, {vae.likelihood.kind} likelihood"
     entry = vae.architecture()
     encoder, decoder = (entry.get(f"{side}_widths") or entry[f"{side}_channels"] for side in ("encoder", "decoder"))
     sizes = "-".join(map(str, (*encoder, f"{entry['latent_size']} latents", *decoder)))

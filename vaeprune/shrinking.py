@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from vaeprune.adapters import AdaptedVAE, as_vae
 from vaeprune.analysis import Analysis, analyze
 from vaeprune.analysis.analysis import Ablate, Progress
 from vaeprune.analysis.latents import Thresholds
@@ -38,7 +39,7 @@ class Shrunk:
 
     analysis: Analysis | None
     plan: Plan | None
-    model: BuiltVAE | None
+    model: BuiltVAE | AdaptedVAE | None
     evidence: Evidence | None
     parameters: tuple[int, int]
     latent_size: tuple[int, int]
@@ -57,7 +58,7 @@ class Shrunk:
 
 
 def shrink(
-    model: VAE,
+    model: VAE | nn.Module,
     data: DataSets | Tensor | str | Iterable[Any],
     out: str | Path | None = None,
     *,
@@ -79,27 +80,31 @@ def shrink(
     Raises VerificationFailed, with nothing written, if a gate is not passed; PlanError, TraceError, DataError.
     """
     sets = as_data(data, int(replay.data.get("seed", 0)) if replay else 0)
+    vae = as_vae(model, sets)
+    if not isinstance(vae, (BuiltVAE, AdaptedVAE)):
+        raise ModelError(
+            f"{type(model).__name__}: has the VAE protocol of its own, so no folder can be written that loads again",
+            "use analyze, plan, cut and verify, which take it as it is",
+        )
     target = Path(out) if out is not None and not dry_run else None
     if target:
         refuse_existing(target, force)
     analysis, made = None, replay
     if made is None:
-        analysis = analyze(model, sets, thresholds=thresholds, ablate=ablate, progress=progress)
+        analysis = analyze(vae, sets, thresholds=thresholds, ablate=ablate, progress=progress)
         if not chosen_latents(analysis, keep, remove):
-            return _unchanged(analysis, model)
-        made = plan(model, analysis, sets, keep=keep, remove=remove)
-    smaller = cut(model, made)
-    sizes = (_parameters(model), _parameters(smaller))
+            return _unchanged(analysis, vae)
+        made = plan(vae, analysis, sets, keep=keep, remove=remove)
+    smaller = cut(vae, made)
+    sizes = (_parameters(vae), _parameters(smaller))
     latents = (made.latent_size, len(made.kept_latents))
     if dry_run:
         return Shrunk(analysis, made, None, None, sizes, latents)
-    if not isinstance(smaller, BuiltVAE):
-        raise ModelError(f"model: got {type(smaller).__name__}, only models of this package can be written to a folder")
     try:
         if target is None:
-            evidence = _verified(model, smaller, sets, made, None, tolerances)
+            evidence = _verified(vae, smaller, sets, made, None, tolerances)
         else:
-            evidence = _write(model, smaller, sets, made, target, tolerances, force, source)
+            evidence = _write(vae, smaller, sets, made, target, tolerances, force, source)
     except VerificationFailed as error:
         error.result = Shrunk(analysis, made, None, error.evidence, sizes, latents)
         raise
@@ -107,10 +112,20 @@ def shrink(
 
 
 def _write(
-    model: VAE, smaller: BuiltVAE, sets: DataSets, made: Plan, target: Path, tolerances: Tolerances | None,
-    force: bool, source: str | None,
-) -> Evidence:  # fmt: skip
-    provenance = getattr(model, "provenance", {})
+    model: BuiltVAE | AdaptedVAE,
+    smaller: BuiltVAE | AdaptedVAE,
+    sets: DataSets,
+    made: Plan,
+    target: Path,
+    tolerances: Tolerances | None,
+    force: bool,
+    source: str | None,
+) -> Evidence:
+    provenance = model.provenance
+    smaller.provenance = provenance | {
+        "attributes": {**provenance.get("attributes", {}), **made.attributes},
+        "made_plain": [*provenance.get("made_plain", ()), *made.made_plain],
+    }
     entry = {
         "source": source,
         "latent_size": made.latent_size,
@@ -130,7 +145,7 @@ def _write(
         found.append(evidence)
 
     write_model_folder(shrunk, target, force=force, more=more)
-    smaller.provenance = {"training": shrunk.training, "shrunk": entry}
+    smaller.provenance |= {"shrunk": entry}
     return found[0]
 
 

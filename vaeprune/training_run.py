@@ -135,7 +135,7 @@ def resume(
     """
     known = read_model_folder(out)
     recipe = Recipe.from_json(known.training, str(out))
-    if known.shrunk or not known.state:
+    if not isinstance(known.vae, BuiltVAE) or known.shrunk or not known.state:
         why = "was shrunk" if known.shrunk else "was saved without its training state"
         raise TrainingError(f"{out}: {why}, so its training cannot be resumed")
     for name, value in changes.items():

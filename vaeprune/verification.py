@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaeprune.adapters import as_vae, batches_for, element_type, measuring
 from vaeprune.analysis.latents import Interval, interval
@@ -21,6 +20,7 @@ from vaeprune.onnx_export import OnnxErrors, onnx_errors
 from vaeprune.posterior import VAE
 from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan
+from vaeprune.surgery.probe import Subject
 
 EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _DOUBLE_ROWS = 256
@@ -140,8 +140,8 @@ class Evidence:
 
 
 def verify(
-    original: VAE,
-    smaller: VAE,
+    original: VAE | nn.Module,
+    smaller: VAE | nn.Module,
     data: DataSets | Tensor | str | Iterable[Any],
     plan: Plan | None = None,
     *,
@@ -156,9 +156,10 @@ def verify(
     and `exact` is None. `onnx`: a folder whose ONNX files are compared with `smaller`. Neither model is changed.
     Raises ModelError if the two cannot be compared; a failed gate is not an error here, see `Evidence.passed`.
     """
-    a, b, limits = as_vae(original), as_vae(smaller), tolerances or Tolerances()
-    kept = _kept_latents(a, b, plan)
+    limits = tolerances or Tolerances()
     sets = as_data(data, int(plan.data.get("seed", seed)) if plan else seed)
+    a, b = as_vae(original, sets), as_vae(smaller, sets)
+    kept = _kept_latents(a, b, plan)
     with measuring(a, b):
         comparison = _Comparison(a, b, kept, plan, seed)
         for batch in batches_for(a, sets.verify, 512):
@@ -267,10 +268,15 @@ class _Comparison:
         return nats + posterior.kl().flatten(1).sum(1)  # type: ignore[no-any-return]
 
 
-def _exact_in_double(original: VAE, plan: Plan, rows: Rows, seed: int) -> float:
-    """The largest relative difference when the same plan is applied to the same weights in float64."""
-    a = copy.deepcopy(original)
-    a.network.double()
+def _exact_in_double(original: VAE, plan: Plan, rows: Rows, seed: int) -> float | None:
+    """The largest relative difference when the same plan is applied to the same weights in float64.
+
+    None for a model that does not run in float64.
+    """
+    subject = Subject(original, next(iter(batches_for(original, rows, 2))))
+    if subject.dtype != torch.float64:
+        return None
+    a = subject.vae
     b = cut_any_weights(a, plan)
     comparison = _Comparison(a, b, torch.tensor(plan.kept_latents), plan, seed)
     seen = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from vaeprune.adapters import as_vae, batches_for, measuring
 from vaeprune.analysis.ablation import Reaction, reactions
@@ -81,7 +82,7 @@ class Analysis:
 
 
 def analyze(
-    model: VAE,
+    model: VAE | nn.Module,
     data: DataSets | torch.Tensor | str | Iterable[Any],
     *,
     thresholds: Thresholds | None = None,
@@ -95,10 +96,11 @@ def analyze(
     decoder for "all" latents, for the "candidates" that are not plainly active, or for "none" (verdicts are then
     provisional). The model is left as it was. Raises DataError or ModelError. Asperti, section IV and Table I.
     """
-    vae, limits = as_vae(model), thresholds or Thresholds()
+    limits = thresholds or Thresholds()
     if ablate not in ("all", "candidates", "none"):
         raise UsageError(f"ablate: got {ablate!r}, expected all, candidates or none")
     sets = as_data(data, seed)
+    vae = as_vae(model, sets)
     with measuring(vae):
         moments = accumulate(vae, sets.calibrate, progress)
         latents = latents_of(moments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +15,7 @@ from vaeprune.data.sources import Block, Source
 from vaeprune.errors import DataError
 
 Batch = tuple[Tensor, ...]  # x (B, ...), then the conditions
+Span = tuple[float, float]  # what uint8 is scaled to
 Choose = Callable[[NDArray[np.uint64]], NDArray[np.bool_]]
 
 
@@ -37,15 +38,15 @@ class Rows(Protocol):
         ...
 
     def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
-        """All rows in order, at most `size` at a time; uint8 becomes [0, 1], floats stay as they are."""
+        """All rows in order, at most `size` at a time; uint8 is scaled, floats stay as they are."""
         ...
 
 
 class MemoryRows:
     """Rows held in memory in the type they came in (uint8 images take a quarter of the room floats would)."""
 
-    def __init__(self, name: str, *tensors: Tensor) -> None:
-        self.name, self.tensors = name, tensors
+    def __init__(self, name: str, *tensors: Tensor, span: Span = (0.0, 1.0)) -> None:
+        self.name, self.tensors, self._span = name, tensors, span
         self.count, self.row_shape = len(tensors[0]), tuple(tensors[0].shape[1:])
         for tensor in tensors:
             _refuse_non_finite(tensor, name)
@@ -53,17 +54,20 @@ class MemoryRows:
     def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
         """Slices of the tensors, converted one batch at a time."""
         for start in range(0, self.count, size):
-            yield tuple(as_float(t[start : start + size], dtype) for t in self.tensors)
+            yield as_batch([t[start : start + size] for t in self.tensors], dtype, self._span)
 
     def take(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
         """The rows at `indices`, as a batch."""
-        return tuple(as_float(t[indices], dtype) for t in self.tensors)
+        return as_batch([t[indices] for t in self.tensors], dtype, self._span)
 
 
 class StreamedRows:
     """Rows read from a source block by block, those of one set only; nothing is kept."""
 
-    def __init__(self, source: Source, seed: int, choose: Choose | None, limit: int | None = None) -> None:
+    def __init__(
+        self, source: Source, seed: int, choose: Choose | None, limit: int | None = None, span: Span = (0.0, 1.0)
+    ) -> None:
+        self._span = span
         self._source, self._seed, self._choose, self._limit = source, seed, choose, limit
         self.name, self.row_shape = source.name, source.row_shape
         self.count = None if choose else _limited(source.count, limit)
@@ -78,7 +82,7 @@ class StreamedRows:
                 parts = [torch.from_numpy(part[start : start + size]) for part in block]
                 for part in parts:
                     _refuse_non_finite(part, self.name)
-                yield tuple(as_float(part, dtype) for part in parts)
+                yield as_batch(parts, dtype, self._span)
 
 
 def limited_blocks(source: Source, limit: int | None) -> Iterator[Block]:
@@ -98,7 +102,9 @@ def limited_blocks(source: Source, limit: int | None) -> Iterator[Block]:
             return
 
 
-def sample_rows(source: Source, seed: int, choose: Choose, keep: int, limit: int | None) -> MemoryRows:
+def sample_rows(
+    source: Source, seed: int, choose: Choose, keep: int, limit: int | None, span: Span = (0.0, 1.0)
+) -> MemoryRows:
     """At most `keep` of the chosen rows, in memory: those whose second hash is smallest.
 
     A uniform sample that depends on the rows alone, not on their order; memory is bounded by 2·keep rows.
@@ -115,14 +121,17 @@ def sample_rows(source: Source, seed: int, choose: Choose, keep: int, limit: int
     kept, ranks = _smallest(kept, ranks, keep)
     if not len(ranks[0]):
         raise DataError(f"{source.name}: has too few rows, none was left to check the result on")
-    return MemoryRows(source.name, *(torch.from_numpy(part) for part in kept[0]))
+    return MemoryRows(source.name, *(torch.from_numpy(part) for part in kept[0]), span=span)
 
 
-def as_float(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 scaled to [0, 1]; anything else cast."""
-    if tensor.dtype == torch.uint8:
-        return tensor.to(dtype).div_(255)
-    return tensor.to(dtype)
+def as_batch(parts: Sequence[Tensor], dtype: torch.dtype, span: Span) -> Batch:
+    """Rows as floats, uint8 scaled to `span`; conditions keep their integers."""
+    rows = parts[0].to(dtype)
+    if parts[0].dtype == torch.uint8:
+        rows = rows.div_(255)
+        if span != (0.0, 1.0):
+            rows = rows.mul_(span[1] - span[0]).add_(span[0])
+    return (rows, *(part.to(dtype) if part.is_floating_point() else part for part in parts[1:]))
 
 
 def _smallest(
@@ -143,5 +152,5 @@ def _limited(count: int | None, limit: int | None) -> int | None:
 
 def _refuse_non_finite(tensor: Tensor, name: str) -> None:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        bad: Any = torch.nonzero(~torch.isfinite(tensor.flatten(1)).all(1))[0].item()
+        bad: Any = torch.nonzero(~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1))[0].item()
         raise DataError(f"{name}: NaN or infinite values, first in row {bad} of a batch; expected finite numbers")

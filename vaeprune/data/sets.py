@@ -15,16 +15,18 @@ from torch import Tensor
 from vaeprune.data import torchvision_sets
 from vaeprune.data.hashing import unit_interval
 from vaeprune.data.images import load_images
-from vaeprune.data.rows import Choose, MemoryRows, Rows, StreamedRows, sample_rows
+from vaeprune.data.rows import Choose, MemoryRows, Rows, Span, StreamedRows, sample_rows
 from vaeprune.data.sources import BatchSource, FileSource, MemorySource, Source
 from vaeprune.data.tiles import HELD_OUT_ROWS, TRAINING_ROWS, tiles
 from vaeprune.errors import DataError
+from vaeprune.factory import call, import_path
 
 NAMED = ("tiles", *torchvision_sets.NAMES)
 MOST_JUDGED_ROWS = 10_000
 _MOST_JUDGED_BYTES = 1 << 28
 _LEAST_CALIBRATE, _LEAST_VERIFY = 30, 20
 _TILES_SEED = 0
+_DATASET_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class DataSets:
     """Calibrate, select and verify rows of one data set, and the seed that parted them.
 
     Select and verify hold a uniform sample of at most 10,000 rows each in memory; calibrate may be a stream.
+    `whole`: all rows calibrate is taken from, in their order.
     """
 
     name: str
@@ -39,6 +42,7 @@ class DataSets:
     calibrate: Rows
     select: MemoryRows
     verify: MemoryRows
+    whole: Rows
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -62,19 +66,23 @@ def open_data(
     folder: Path | None = None,
     seed: int = 0,
     rows: int | None = None,
+    condition: str | None = None,
+    input_range: Span = (0.0, 1.0),
 ) -> DataSets:
-    """Open DATA: "tiles", "mnist", "fashion-mnist", a `.npy` or `.npz` file, or a folder of pictures.
+    """Open DATA: "tiles", "mnist", "fashion-mnist", an `.npy` or `.npz` file, a folder of pictures, `module:factory`.
 
     Named sets calibrate on their training split and halve their test split by the hash of each row; others are
     parted 60, 20, 20, or, with `held_out`, used whole for calibration with the halves of `held_out` for the rest.
-    `rows` takes the first rows of each split only. Raises DataError.
+    `rows` takes the first rows of each split only. `condition` names what goes beside each row into a conditional VAE:
+    an array of the `.npz`, an `.npy` file, a key or position in a factory's batches. uint8 is scaled to `input_range`.
+    Raises DataError.
     """
     if rows is not None and rows < 1:
         raise DataError(f"rows: got {rows}, expected at least 1")
-    first, second = open_sources(str(data), folder)
+    first, second = open_sources(str(data), folder, condition)
     if held_out is not None:
-        second = open_sources(str(held_out), folder)[0]
-    return part(str(data), first, second, seed, rows)
+        second = open_sources(str(held_out), folder, condition)[0]
+    return part(str(data), first, second, seed, rows, input_range)
 
 
 def as_data(data: DataSets | Tensor | NDArray[Any] | str | Path | Iterable[Any], seed: int = 0) -> DataSets:
@@ -86,12 +94,23 @@ def as_data(data: DataSets | Tensor | NDArray[Any] | str | Path | Iterable[Any],
         return data
     if isinstance(data, (str, Path)):
         return open_data(data, seed=seed)
+    return part("data", as_source("data", data, None), None, seed, None)
+
+
+def as_source(name: str, data: Any, condition: str | None) -> Source:
+    """Rows of an array, a torch Dataset, or any iterable of batches. Raises DataError."""
     if isinstance(data, (Tensor, np.ndarray)):
-        return part("array", MemorySource("array", data), None, seed, None)
-    return part("data", BatchSource("data", data), None, seed, None)
+        return MemorySource(name, data)
+    if isinstance(data, torch.utils.data.Dataset):
+        data = torch.utils.data.DataLoader(data, batch_size=_DATASET_BATCH)
+    if not isinstance(data, Iterable):
+        raise DataError(f"{name}: got a {type(data).__name__}, expected an array, a Dataset or batches of rows")
+    return BatchSource(name, data, condition)
 
 
-def part(name: str, first: Source, second: Source | None, seed: int, rows: int | None) -> DataSets:
+def part(
+    name: str, first: Source, second: Source | None, seed: int, rows: int | None, span: Span = (0.0, 1.0)
+) -> DataSets:
     """Part one source 60, 20, 20, or take `first` for calibration and halve `second`."""
     if second is not None and second.row_shape != first.row_shape:
         raise DataError(f"{second.name}: rows have shape {second.row_shape}, those of {first.name} {first.row_shape}")
@@ -101,9 +120,10 @@ def part(name: str, first: Source, second: Source | None, seed: int, rows: int |
     sets = DataSets(
         name=name,
         seed=seed,
-        calibrate=StreamedRows(first, seed, None if second else _share(0.0, low), rows),
-        select=sample_rows(judged, seed, _share(low, high), most, rows),
-        verify=sample_rows(judged, seed, _share(high, 1.0), most, rows),
+        calibrate=StreamedRows(first, seed, None if second else _share(0.0, low), rows, span),
+        select=sample_rows(judged, seed, _share(low, high), most, rows, span),
+        verify=sample_rows(judged, seed, _share(high, 1.0), most, rows, span),
+        whole=StreamedRows(first, seed, None, rows, span),
     )
     _refuse_too_few(sets)
     return sets
@@ -116,26 +136,31 @@ def training_images(data: str | Path, folder: Path | None = None, seed: int = 0,
     return sample_rows(first, seed, choose, keep=1 << 62, limit=rows)
 
 
-def open_sources(data: str, folder: Path | None) -> tuple[Source, Source | None]:
-    """(training rows, test rows) of a named set; (all rows, None) of a file or folder."""
+def open_sources(data: str, folder: Path | None, condition: str | None = None) -> tuple[Source, Source | None]:
+    """(training rows, test rows) of a named set; (all rows, None) of a file, folder or factory."""
     if data == "tiles":
         train, test = tiles(TRAINING_ROWS, _TILES_SEED), tiles(HELD_OUT_ROWS, _TILES_SEED, held_out=True)
     elif data in torchvision_sets.NAMES:
         train, test = torchvision_sets.load(data, folder)
     else:
-        return _open_path(Path(data)), None
+        return _open_path(data, condition), None
     return MemorySource(f"{data} training split", train), MemorySource(f"{data} test split", test)
 
 
-def _open_path(path: Path) -> Source:
+def _open_path(data: str, condition: str | None) -> Source:
+    path = Path(data)
+    if ":" in data and not path.exists():
+        return as_source(data, call(import_path(data), {}, data), condition)
     if path.is_dir():
-        return MemorySource(str(path), load_images(path))
+        return MemorySource(data, load_images(path))
     if path.suffix in (".npy", ".npz"):
         if not path.is_file():
             raise DataError(f"{path}: no such file")
-        return FileSource(path)
+        return FileSource(path, condition)
     known = ", ".join(NAMED)
-    raise DataError(f"data: got {str(path)!r}, expected {known}, an .npy or .npz file, or a folder of pictures")
+    raise DataError(
+        f"data: got {data!r}, expected {known}, an .npy or .npz file, a folder of pictures, or path/or.module:factory"
+    )
 
 
 def _share(low: float, high: float) -> Choose:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaeprune.data.hashing import row_hashes
 from vaeprune.errors import DataError
 
 Block = tuple[NDArray[Any], ...]  # rows, then the conditions that belong to them
@@ -47,11 +49,11 @@ class Source(Protocol):
 class MemorySource:
     """Rows of a tensor or array (N, ...) in memory; uint8 images or real numbers."""
 
-    def __init__(self, name: str, rows: NDArray[Any] | Tensor, *conditions: NDArray[Any]) -> None:
-        array = rows.detach().cpu().numpy() if isinstance(rows, Tensor) else rows
+    def __init__(self, name: str, rows: NDArray[Any] | Tensor, *conditions: NDArray[Any] | Tensor) -> None:
+        array = as_array(rows)
         check_rows(name, array.dtype, array.shape)
         self.name, self.count, self.row_shape = name, len(array), array.shape[1:]
-        self._arrays = (readable_dtype(array), *conditions)
+        self._arrays = (readable_dtype(array), *(check_condition(name, as_array(c), len(array)) for c in conditions))
 
     def blocks(self) -> Iterator[Block]:
         """The whole in pieces of a few megabytes, without copying."""
@@ -63,17 +65,21 @@ class MemorySource:
 class FileSource:
     """Rows of an `.npy` file or of one member of an `.npz` file, read through one reused buffer.
 
-    Not a memory map: the pages of a map that have been touched count as resident memory.
+    Not a memory map: the pages of a map that have been touched count as resident memory. `condition` names another
+    array of the `.npz`, or another `.npy` file, with as many rows; it is held in memory.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, condition: str | None = None, member: str | None = None) -> None:
         self.path, self.name = path, str(path)
-        self._member = _npz_member(path) if path.suffix == ".npz" else None
+        self._member = None
+        if path.suffix == ".npz":
+            self._member = _npz_member(path, member, leave_out=condition)
         with self._open() as stream:
             shape, self._dtype = _header(stream, self.name)
             position = stream.tell()
-        check_rows(self.name, self._dtype, shape)
-        self.count, self.row_shape = shape[0], shape[1:]
+        self.count, self.row_shape = shape[0] if shape else 0, shape[1:]
+        if member is None:
+            check_rows(self.name, self._dtype, shape)
         available = self._size() - position
         wanted = math.prod(shape) * self._dtype.itemsize
         if available < wanted:
@@ -81,6 +87,11 @@ class FileSource:
                 f"{self.name}: holds {available:,} bytes of rows, its header promises {wanted:,}",
                 "the file is truncated; copy it again",
             )
+        self._conditions: tuple[NDArray[Any], ...] = ()
+        if condition is not None:
+            other = FileSource(Path(condition) if condition.endswith(".npy") else path, member=condition)
+            whole = np.concatenate([block[0].copy() for block in other.blocks()])
+            self._conditions = (check_condition(condition, whole, self.count),)
 
     def blocks(self) -> Iterator[Block]:
         """All rows in order; each block overwrites the one before."""
@@ -91,7 +102,7 @@ class FileSource:
             for start in range(0, self.count, len(buffer)):
                 block = buffer[: min(len(buffer), self.count - start)]
                 self._fill(stream, block, start)
-                yield (readable_dtype(block),)
+                yield (readable_dtype(block), *(c[start : start + len(block)] for c in self._conditions))
 
     def _fill(self, stream: IO[bytes], block: NDArray[Any], start: int) -> None:
         view = memoryview(block.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
@@ -122,41 +133,94 @@ class FileSource:
 
 
 class BatchSource:
-    """Whatever a user iterates over: batches (B, ...) or tuples and dicts that begin with one.
+    """Whatever a user iterates over: batches (B, ...) or tuples and dicts that hold one, perhaps beside a condition.
 
-    It must be readable again from the start: a list, a Dataset's DataLoader; not a generator.
+    It must be readable again from the start: a list, a Dataset's DataLoader; not a generator. Rows that differ from
+    pass to pass (random augmentation) are noticed, with a warning: the split goes by what a row contains.
     """
 
-    def __init__(self, name: str, batches: Iterable[Any]) -> None:
+    def __init__(self, name: str, batches: Iterable[Any], condition: str | None = None) -> None:
         if iter(batches) is batches:
             raise DataError(
                 f"{name}: got a {type(batches).__name__} that can be read only once",
                 "pass a list or a DataLoader: analysis, selection and verification each read the data",
             )
-        self.name, self.count, self._batches = name, None, batches
-        first = next(iter(self.blocks()), None)
+        self.name, self.count, self._batches, self._condition = name, None, batches, condition
+        self._digest: tuple[int, int] | None = None
+        first = next(iter(self._blocks()), None)
         if first is None:
             raise DataError(f"{name}: is empty, expected batches of rows")
         self.row_shape = first[0].shape[1:]
 
     def blocks(self) -> Iterator[Block]:
         """One block for each batch."""
+        count, total = 0, np.uint64(0)
+        for block in self._blocks():
+            count += len(block[0])
+            total = total + row_hashes(block[0], 0).sum(dtype=np.uint64)
+            yield block
+        if self._digest not in (None, (count, int(total))):
+            warnings.warn(
+                f"{self.name}: its rows differ from pass to pass; turn random augmentation off, or what chooses and "
+                "what judges may be the same rows",
+                stacklevel=2,
+            )
+        self._digest = (count, int(total))
+
+    def _blocks(self) -> Iterator[Block]:
         for batch in self._batches:
-            rows = first_array(batch, self.name)
+            rows = rows_in(batch, self.name)
             check_rows(self.name, rows.dtype, rows.shape)
-            yield (readable_dtype(rows),)
+            conditions: list[NDArray[Any]] = []
+            if self._condition is not None:
+                conditions = [check_condition(self.name, item_in(batch, self._condition, self.name), len(rows))]
+            yield (readable_dtype(rows), *conditions)
 
 
-def first_array(batch: Any, where: str) -> NDArray[Any]:
-    """The rows in a batch: the batch itself, or the first item of a tuple, list or dict."""
+_ROW_NAMES = ("x", "image", "images", "img", "pixel_values", "data", "input", "inputs", "features")
+
+
+def rows_in(batch: Any, where: str) -> NDArray[Any]:
+    """The rows in a batch: the batch itself, or what a tuple, list or dict around it holds, labels aside."""
     item = batch
     while isinstance(item, (tuple, list, dict)) and len(item):
-        item = next(iter(item.values())) if isinstance(item, dict) else item[0]
-    if isinstance(item, Tensor):
-        return item.detach().cpu().numpy() if item.dtype != torch.bfloat16 else item.float().cpu().numpy()
-    if isinstance(item, np.ndarray):
-        return item
+        if isinstance(item, dict):
+            item = next((item[name] for name in _ROW_NAMES if name in item), next(iter(item.values())))
+        else:
+            item = item[0]
+    if isinstance(item, (Tensor, np.ndarray)):
+        return as_array(item)
     raise DataError(f"{where}: got a batch of {type(item).__name__}, expected tensors or arrays of rows")
+
+
+def item_in(batch: Any, name: str, where: str) -> NDArray[Any]:
+    """The item of a batch that goes by `name`: a key, or a position. Raises DataError."""
+    found = None
+    if isinstance(batch, dict):
+        found = batch.get(name)
+    elif isinstance(batch, (tuple, list)) and name.isdigit() and int(name) < len(batch):
+        found = batch[int(name)]
+    if not isinstance(found, (Tensor, np.ndarray)):
+        there = list(batch) if isinstance(batch, dict) else f"positions 0 to {len(batch) - 1}"
+        raise DataError(f"{where}: has no condition {name!r} in its batches, which hold {there}")
+    return as_array(found)
+
+
+def as_array(value: NDArray[Any] | Tensor) -> NDArray[Any]:
+    """A numpy array of the same values; bfloat16, which numpy lacks, becomes float32."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.detach().cpu()
+    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+
+
+def check_condition(where: str, values: NDArray[Any], count: int) -> NDArray[Any]:
+    """Classes (integers) or vectors (floats), one for each row, in a type torch has. Raises DataError."""
+    if values.dtype.kind not in "fiub" or len(values) != count:
+        raise DataError(
+            f"{where}: got {len(values)} conditions of type {values.dtype}, expected a number for each of {count} rows"
+        )
+    return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
 def check_rows(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -200,17 +264,18 @@ def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
     return shape, dtype
 
 
-def _npz_member(path: Path) -> str:
+def _npz_member(path: Path, named: str | None, leave_out: str | None) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [n for n in archive.namelist() if n.endswith(".npy")]
+            members = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: is not a readable .npz file: {error}") from error
-    likely = [m for m in members if m.removesuffix(".npy") in ("x", "X", "images", "imgs", "data", "arr_0", "x_train")]
-    if len(members) == 1 or len(likely) == 1:
-        return (likely or members)[0]
-    names = ", ".join(m.removesuffix(".npy") for m in members) or "none"
+    wanted = [m for m in members if m == named] if named is not None else [m for m in members if m != leave_out]
+    likely = [m for m in wanted if m.lower() in (*_ROW_NAMES, "imgs", "arr_0", "x_train")]
+    if len(wanted) == 1 or len(likely) == 1:
+        return (likely or wanted)[0] + ".npy"
+    names = ", ".join(members) or "none"
     raise DataError(
-        f"{path}: holds the arrays {names}; expected one, or one of them named x",
+        f"{path}: holds the arrays {names}; expected {named or 'one, or one of them named x'}",
         "save the rows alone as .npy",
     )

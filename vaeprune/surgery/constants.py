@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.sites import Site
@@ -24,14 +23,14 @@ class CannotHold(TraceError):
     """A constant other than 0 that a weight's bias cannot take over."""
 
 
-def bias_changes(subject: Subject, traced: Trace, example: Batch, constants: Mapping[int, float]) -> dict[str, Tensor]:
+def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]) -> dict[str, Tensor]:
     """For each bias, what to add (float64, before slicing) when the latents in `constants` are held at their values.
 
     Raises CannotHold where a constant other than 0 meets zero padding, position-dependent taps or a weight without
     bias; TraceError where a column that would go is not constant.
     """
     removed = sorted(constants)
-    seen = _operands(subject, example, removed, [constants[i] for i in removed])
+    seen = _operands(subject, removed, [constants[i] for i in removed])
     changes: dict[str, Tensor] = {}
     for site, operand in zip(seen.sites, seen.operands, strict=True):
         columns = torch.zeros(operand.shape[site.operand_dim], dtype=torch.bool)
@@ -53,13 +52,14 @@ def bias_changes(subject: Subject, traced: Trace, example: Batch, constants: Map
     return changes
 
 
-def _operands(subject: Subject, example: Batch, removed: Sequence[int], values: Sequence[float]) -> Recorder:
+def _operands(subject: Subject, removed: Sequence[int], values: Sequence[float]) -> Recorder:
     generator = torch.Generator().manual_seed(1)
     z = 2 * torch.randn(_VARIED_ROWS, *subject.vae.latent_shape, generator=generator, dtype=torch.float64)
     for latent, value in zip(removed, values, strict=True):
         z[:, latent] = value
-    rows = torch.arange(_VARIED_ROWS) % len(example[0])
-    condition = [part[rows].double() if part.is_floating_point() else part[rows] for part in example[1:]]
+    rows = torch.arange(_VARIED_ROWS) % len(subject.example[0])
+    condition = [part[rows] for part in subject.example[1:]]
+    z = z.to(subject.example[0])
     seen = Recorder()
     subject.run(lambda vae: vae.decode(z, *condition), seen)
     return seen
@@ -69,7 +69,8 @@ def _constant_columns(site: Site, operand: Tensor, columns: Tensor) -> Tensor:
     """The value of each removed column; raises if one varies over rows or positions."""
     values = operand.movedim(site.operand_dim, -1)[..., columns].flatten(0, -2)
     first = values[0]
-    if not torch.allclose(values, first.expand_as(values), rtol=1e-11, atol=1e-13):
+    rounding = 1e-11 if values.dtype == torch.float64 else 1e-5
+    if not torch.allclose(values, first.expand_as(values), rtol=rounding, atol=rounding * 1e-2):
         moved = CannotHold if _zero_somewhere(values) else TraceError
         raise moved(f"{site.key}: a column that reads a removed latent also depends on its position or on other inputs")
     return first
@@ -83,4 +84,4 @@ def _zero_somewhere(values: Tensor) -> bool:
 def _response(weight: Tensor, site: Site, columns: Tensor, values: Tensor) -> Tensor:
     """What the columns add to each output channel: Σ over columns and taps of weight·value."""
     moved = weight.movedim((site.input_axis, site.output_axis), (0, 1))[columns]
-    return torch.einsum("io...,i->o", moved, values)
+    return torch.einsum("io...,i->o", moved.double(), values.double())

@@ -2,54 +2,53 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from vaeprune.adapters import as_vae
+from vaeprune.adapters import AdaptedVAE
+from vaeprune.adapters.adapted import unwrapped
+from vaeprune.adapters.copying import copied, make_plain, replace_tensors
 from vaeprune.errors import PlanError
-from vaeprune.posterior import VAE
 from vaeprune.storage import weights_sha256
 from vaeprune.surgery.plan import Plan
-from vaeprune.surgery.probe import aliases
+
+M = TypeVar("M")  # a module, or an adapted one
 
 
-def cut(model: VAE, plan: Plan) -> VAE:
-    """A new, smaller model; `model` stays as it is, bit for bit.
+def cut(model: M, plan: Plan) -> M:
+    """A new, smaller model of the same class; `model` stays as it is, bit for bit.
 
+    `model` may be any module with the weights the plan was made for, VAE protocol or not.
     Raises PlanError if the plan was made for other weights or does not fit them.
     """
-    vae = as_vae(model)
-    refuse_other_weights(vae.network.state_dict(), plan)
-    return cut_any_weights(vae, plan)
+    refuse_other_weights(network_of(model).state_dict(), plan)
+    return cut_any_weights(model, plan)
 
 
-def cut_any_weights(vae: VAE, plan: Plan) -> VAE:
+def cut_any_weights(model: M, plan: Plan) -> M:
     """As `cut`, but the weights may be others of the same shapes: the same ones in float64, or grown from them."""
-    vae = copy.deepcopy(vae)
-    network = vae.network
-    smaller = apply(network.state_dict(), plan)
-    for tensor, keys in aliases(network):
-        if keys[0] in smaller and smaller[keys[0]].shape != tensor.shape:
-            value = smaller[keys[0]]
-            replacement = nn.Parameter(value, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
-            for key in keys:
-                owner, _, name = key.rpartition(".")
-                setattr(network.get_submodule(owner), name, replacement)
-    network.load_state_dict(smaller)
-    for path, size in plan.attributes.items():
-        owner, _, name = path.rpartition(".")
-        if type(getattr(network.get_submodule(owner), name, None)) is not int:
-            raise PlanError(f"plan: sets {path}, which is not an integer of this model")
-        setattr(network.get_submodule(owner), name, size)
-    return vae
+    network = copied(network_of(model))
+    if plan.made_plain:
+        make_plain(network)
+    replace_tensors(network, apply(network.state_dict(), plan), plan.attributes)
+    if isinstance(model, AdaptedVAE):
+        return model.with_network(network, len(plan.kept_latents))  # type: ignore[return-value]
+    return network  # type: ignore[return-value]
 
 
 def cut_state_dict(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The smaller weights under the same keys; `state` stays as it is. Raises PlanError."""
+    """The smaller weights under the same keys; `state` stays as it is.
+
+    Raises PlanError, also where the plan makes computed weights (weight norm) plain, which takes the module itself.
+    """
     refuse_other_weights(state, plan)
+    if plan.made_plain:
+        raise PlanError(
+            f"plan: makes the weights of {', '.join(plan.made_plain)} plain", "apply it to the module with cut"
+        )
     return apply(state, plan)
 
 
@@ -73,3 +72,12 @@ def apply(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
             raise PlanError(f"plan: cuts {part.key} on axis {part.axis} of {part.size}, the weights have {got}")
         smaller[part.key] = tensor.index_select(part.axis, torch.tensor(part.kept, device=tensor.device))
     return smaller
+
+
+def network_of(model: object) -> nn.Module:
+    """The module whose state dict a plan speaks of. Raises PlanError if there is none."""
+    if isinstance(model, AdaptedVAE):
+        return model.network
+    if not isinstance(model, nn.Module):
+        raise PlanError(f"cut: got {type(model).__name__}, expected an nn.Module")
+    return unwrapped(model)

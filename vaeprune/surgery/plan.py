@@ -48,6 +48,7 @@ class Plan:
     `weights_sha256`: the weights it was made for; applying it to others is refused.
     `slices`: per tensor and axis what stays. `bias_changes`: per bias (before slicing) what is added, float64.
     `attributes`: integers to set on modules ("decoder.0.in_features"). `data`: the split behind it, with its seed.
+    `made_plain`: modules whose weights are computed (weight norm and the like); all such become plain weights first.
     """
 
     weights_sha256: str
@@ -58,6 +59,7 @@ class Plan:
     attributes: Mapping[str, int]
     data: Mapping[str, Any]
     bias_changes: Mapping[str, Tensor] = field(default_factory=dict)
+    made_plain: tuple[str, ...] = ()
 
     @property
     def removed_latents(self) -> list[int]:
@@ -82,6 +84,7 @@ class Plan:
             "slices": [dataclasses.asdict(s) for s in self.slices],
             "bias_changes": sorted(self.bias_changes),
             "attributes": dict(self.attributes),
+            "made_plain": list(self.made_plain),
             "data": dict(self.data),
         }
 
@@ -100,6 +103,7 @@ class Plan:
                 attributes={_checked(k, str): _checked(v, int) for k, v in entry["attributes"].items()},
                 data=_checked(entry["data"], dict),
                 bias_changes=dict(bias_changes),
+                made_plain=tuple(_checked(path, str) for path in _checked(entry["made_plain"], list)),
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error

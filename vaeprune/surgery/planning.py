@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vaeprune.adapters import as_vae, batches_for
+from vaeprune.adapters import as_vae, batches_for, measuring
 from vaeprune.analysis import Analysis
 from vaeprune.data import Batch, DataSets, as_data
 from vaeprune.errors import PlanError, TraceError
 from vaeprune.posterior import VAE
 from vaeprune.storage import weights_sha256
 from vaeprune.surgery.constants import CannotHold, bias_changes
+from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan, Removal, Slice
 from vaeprune.surgery.probe import Subject
+from vaeprune.surgery.sizes import first_that_works, layer_sizes, own_sizes, refuse_shape
 from vaeprune.surgery.trace import Trace, trace
 
 _EXAMPLE_ROWS = 8
-_SIZES = {
-    nn.Linear: {0: "out_features", 1: "in_features"},
-    nn.Conv1d: {0: "out_channels", 1: "in_channels"},
-    nn.Conv2d: {0: "out_channels", 1: "in_channels"},
-    nn.Conv3d: {0: "out_channels", 1: "in_channels"},
-    nn.ConvTranspose1d: {0: "in_channels", 1: "out_channels"},
-    nn.ConvTranspose2d: {0: "in_channels", 1: "out_channels"},
-    nn.ConvTranspose3d: {0: "in_channels", 1: "out_channels"},
-    nn.BatchNorm1d: {0: "num_features"},
-    nn.BatchNorm2d: {0: "num_features"},
-    nn.BatchNorm3d: {0: "num_features"},
-}
 
 
 def plan(
-    model: VAE,
+    model: VAE | nn.Module,
     analysis: Analysis,
     data: DataSets | Tensor | str | Iterable[Any],
     *,
@@ -48,27 +39,29 @@ def plan(
     nothing is known of its code. `data` gives a few rows to run the model on. Raises PlanError if there is nothing to
     remove or nothing would stay, TraceError where the model cannot be followed. Asperti, section VII.
     """
-    vae = as_vae(model)
     removed = chosen_latents(analysis, keep, remove)
     if not removed:
         raise PlanError("nothing to cut: no latent is inactive", analysis.advice.reason)
     sets = as_data(data, analysis.seed)
+    vae = as_vae(model, sets)
     example: Batch = next(iter(batches_for(vae, sets.select, _EXAMPLE_ROWS)))
     traced = trace(vae, example)
     refuse_inseparable(traced, removed)
-    subject = Subject(vae)
-    constants, changes = _constants(subject, traced, example, analysis, removed)
+    subject = Subject(vae, example)
+    constants, changes = _constants(subject, traced, analysis, removed)
     slices = _slices(subject, traced, removed)
-    return Plan(
+    made = Plan(
         weights_sha256=weights_sha256(vae.network.state_dict()),
         scope="latents",
         latent_size=analysis.latent_size,
         removals=tuple(_removal(analysis, i, constants[i]) for i in removed),
         slices=slices,
-        attributes=_attributes(vae.network, slices),
+        attributes={},
         data=sets.describe() | {"calibrate_rows": analysis.n_samples},
         bias_changes=changes,
+        made_plain=subject.plain,
     )
+    return replace(made, attributes=_sizes(vae, example, made))
 
 
 def chosen_latents(analysis: Analysis, keep: Collection[int], remove: Collection[int]) -> list[int]:
@@ -109,8 +102,9 @@ def refuse_inseparable(traced: Trace, removed: list[int]) -> None:
         if shared.any():
             channel = int(torch.nonzero(shared)[0])
             latents = torch.nonzero(reached[:, channel]).flatten().tolist()
+            mixed = f"; they go through {', '.join(traced.mixers)} before it" if traced.mixers else ""
             raise TraceError(
-                f"{key}: {what} {channel} serves latents {latents} together, which cannot be taken apart",
+                f"{key}: {what} {channel} serves latents {_some(latents)} together, which cannot be taken apart{mixed}",
                 "keep them all, or remove them all",
             )
     for writer in traced.writers:
@@ -119,16 +113,20 @@ def refuse_inseparable(traced: Trace, removed: list[int]) -> None:
                 raise TraceError(f"{writer.site.key}: row {channel} makes a latent and is also read by {reader}")
 
 
+def _some(latents: list[int]) -> str:
+    return ", ".join(map(str, latents[:8])) + (" …" if len(latents) > 8 else "")
+
+
 def _constants(
-    subject: Subject, traced: Trace, example: Batch, analysis: Analysis, removed: list[int]
+    subject: Subject, traced: Trace, analysis: Analysis, removed: list[int]
 ) -> tuple[dict[int, float], dict[str, Tensor]]:
     """E[mu_i] where what reads the latent can hold it; 0, the prior's mean, where it cannot."""
     constants = {i: analysis.latents[i].mean for i in removed}
     try:
-        return constants, bias_changes(subject, traced, example, constants)
+        return constants, bias_changes(subject, traced, constants)
     except CannotHold:
         constants = dict.fromkeys(removed, 0.0)
-        return constants, bias_changes(subject, traced, example, constants)
+        return constants, bias_changes(subject, traced, constants)
 
 
 def _slices(subject: Subject, traced: Trace, removed: list[int]) -> tuple[Slice, ...]:
@@ -174,17 +172,51 @@ def _united(traced: Trace) -> list[tuple[tuple[tuple[str, int], ...], Tensor]]:
     return list(united.items())
 
 
-def _attributes(network: nn.Module, slices: tuple[Slice, ...]) -> dict[str, int]:
-    """Sizes that modules note about their own tensors."""
-    attributes = {}
-    for cut in slices:
-        owner, _, _ = cut.key.rpartition(".")
-        module = network.get_submodule(owner)
-        for kind, names in _SIZES.items():
-            is_weight = cut.key.endswith("weight") or kind.__name__.startswith("BatchNorm")
-            if isinstance(module, kind) and is_weight and cut.axis in names:
-                attributes[f"{owner}.{names[cut.axis]}".lstrip(".")] = len(cut.kept)
-    return attributes
+def _sizes(vae: VAE, example: Batch, made: Plan) -> dict[str, int]:
+    """Every integer to set, tried on the cut model: encode, decode and sample must run, and compute the same."""
+    layers = layer_sizes(vae.network, made.slices)
+    kept = made.kept_latents
+
+    def check(own: dict[str, int]) -> None:
+        candidate = replace(made, attributes=layers | own)
+        smaller = cut_any_weights(vae, candidate)
+        with measuring(vae, smaller):
+            before, after = vae.encode(*example), smaller.encode(*example)
+            for name, reference, found in (
+                ("mean", before.mean[:, kept], after.mean),
+                ("logvar", before.logvar[:, kept], after.logvar),
+            ):
+                refuse_shape(tuple(found.shape), tuple(reference.shape), name, vae.network, made.latent_size)
+                _refuse_other_values(reference, found, name)
+            z = torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(2)).to(before.mean)
+            for removal in made.removals:
+                z[:, removal.latent] = removal.constant
+            reference, found = vae.decode(z, *example[1:]), smaller.decode(z[:, kept], *example[1:])
+            refuse_shape(tuple(found.shape), tuple(reference.shape), "decoded row", vae.network, made.latent_size)
+            _refuse_other_values(reference, found, "decoded row")
+            _try_sample(vae.network, smaller.network)
+
+    return layers | first_that_works(own_sizes(vae.network, made.latent_size, len(kept), layers), check)
+
+
+def _refuse_other_values(reference: Tensor, found: Tensor, what: str) -> None:
+    """A rough check that sizes are right; `verify` has the exact one."""
+    scale = max(reference.abs().max().item(), 1e-12)
+    if not ((reference - found).abs().max().item() <= 1e-2 * scale):
+        raise TraceError(f"{what} of the cut model differs from the original's")
+
+
+def _try_sample(before: nn.Module, after: nn.Module) -> None:
+    """Where the original's `sample` runs with a number of samples, the smaller one's must, too."""
+    for arguments in ((2,), (2, "cpu")):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                before.sample(*arguments)  # type: ignore[operator]
+        except Exception:  # noqa: BLE001, S112  no such method, or one with other arguments
+            continue
+        with torch.random.fork_rng(devices=[]):
+            after.sample(*arguments)  # type: ignore[operator]
+        return
 
 
 def _removal(analysis: Analysis, index: int, constant: float) -> Removal:

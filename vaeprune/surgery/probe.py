@@ -1,23 +1,32 @@
 """Run a copy of the model with every call on weights in view, and change what goes in or comes out of them.
 
 Nothing is known of the model's code: a `TorchFunctionMode` sees each torch function that gets a weight as an operand,
-recognised by identity, whether it is called by a module, functionally, or as an operator.
+recognised by identity, whether it is called by a module, functionally, or as an operator. A transposed view of a weight
+is still that weight.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from vaeprune.adapters import element_type
+from vaeprune.adapters.copying import aliases, copied, make_plain
+from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE
-from vaeprune.surgery.sites import Passenger, Site, Unknown, classify
+from vaeprune.surgery.sites import Passenger, Site, Unknown, View, classify, derived
+
+# functions without weights of their own that let every channel see every other
+_MIXING = {
+    "layer_norm", "group_norm", "instance_norm", "rms_norm", "softmax", "log_softmax", "normalize",
+    "scaled_dot_product_attention", "multi_head_attention_forward", "local_response_norm",
+}  # fmt: skip
 
 
 class Watcher:
@@ -37,25 +46,39 @@ class Watcher:
     def passed(self, passenger: Passenger, value: Tensor) -> None:
         """`value` came out of a call with per-channel parameters."""
 
-    def unknown(self, call: Unknown, value: Any) -> None:
-        """`value` came out of a call on weights that is not understood."""
+    def unknown(self, call: Unknown, value: Any, where: str) -> None:
+        """`value` came out of a call on weights that is not understood, in the module at path `where`."""
+
+    def mixed(self, function: str, value: Tensor, where: str) -> None:
+        """`value` went into a function that mixes channels, in the module at path `where`."""
 
 
 class _Mode(TorchFunctionMode):
-    def __init__(self, names: Mapping[int, str], watcher: Watcher) -> None:
+    def __init__(self, subject: Subject, watcher: Watcher) -> None:
         super().__init__()
-        self._names, self._watcher, self._calls = names, watcher, 0
+        self._views, self._inside, self._watcher, self._calls = dict(subject.views), subject.inside, watcher, 0
+        self._alive: list[Tensor] = []  # views made on the way: an id is only good while its tensor lives
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = classify(func, args, kwargs, self._names)
+        view = derived(func, args, kwargs, self._views)
+        if view is not None:
+            value = func(*args, **kwargs)
+            if isinstance(value, Tensor):
+                self._views[id(value)] = view
+                self._alive.append(value)
+            return value
+        found = classify(func, args, kwargs, self._views)
         if isinstance(found, Site):
             return self._at_site(found, func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        if name in _MIXING and args and isinstance(args[0], Tensor):
+            self._watcher.mixed(name, args[0], self._where())
         value = func(*args, **kwargs)
         if isinstance(found, Passenger):
             self._watcher.passed(found, value)
         elif isinstance(found, Unknown):
-            self._watcher.unknown(found, value)
+            self._watcher.unknown(found, value, self._where())
         return value
 
     def _at_site(self, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
@@ -65,37 +88,56 @@ class _Mode(TorchFunctionMode):
         place[site.operand] = self._watcher.operand(call, site, place[site.operand])
         return self._watcher.result(call, site, func(*args, **kwargs))
 
+    def _where(self) -> str:
+        return self._inside[-1] if self._inside else "the model"
+
 
 class Subject:
-    """A float64 copy of a model in eval mode, to be probed; the model itself stays as it is."""
+    """A copy of a model in eval mode, in float64 where it runs so, to be probed; the model itself stays as it is.
 
-    def __init__(self, vae: VAE) -> None:
-        self.vae: VAE = copy.deepcopy(vae)
+    Weights that are computed (weight norm and the like) are plain in the copy; `plain` are the paths of their modules.
+    `example`: rows in the copy's type.
+    """
+
+    def __init__(self, vae: VAE, example: Batch) -> None:
+        self.vae: VAE = copied(vae)  # type: ignore[type-var]
         network = self.vae.network
+        self.plain = make_plain(network)
         network.double().eval().requires_grad_(False)
+        self.example = _as(torch.float64, example)
+        if not self._runs():  # a type is written into its code
+            dtype, _ = element_type(vae)
+            network.to(dtype)
+            self.example = _as(dtype, example)
+        self.inside: list[str] = []
+        for path, module in network.named_modules():
+            module.register_forward_pre_hook(lambda _m, _a, path=path: self.inside.append(path or "the model"))
+            module.register_forward_hook(lambda _m, _a, _r: self.inside.pop() and None, always_call=True)
         self.aliases = aliases(network)
-        self._names = {id(tensor): keys[0] for tensor, keys in self.aliases}
+        self.views = {id(t): View(keys[0], tuple(range(t.dim()))) for t, keys in self.aliases}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """float64, or the model's own type where it does not run in float64."""
+        return element_type(self.vae)[0]
+
+    def _runs(self) -> bool:
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                self.vae.encode(*self.example)
+        except RuntimeError:
+            return False
+        return True
 
     def weight(self, key: str) -> Tensor:
-        """The float64 tensor behind a state-dict key."""
+        """The tensor behind a state-dict key."""
         return next(tensor for tensor, keys in self.aliases if key in keys)
 
     def run(self, what: Callable[[VAE], Any], watcher: Watcher) -> Any:
         """`what(model)` with `watcher` in view of each call; random numbers are the same in every run."""
-        with _reproducibly(), torch.no_grad(), _Mode(self._names, watcher):
+        self.inside.clear()
+        with _reproducibly(), torch.no_grad(), _Mode(self, watcher):
             return what(self.vae)
-
-
-def aliases(network: nn.Module) -> list[tuple[Tensor, tuple[str, ...]]]:
-    """Each parameter and buffer once, with all state-dict keys it goes by."""
-    found: dict[int, tuple[Tensor, list[str]]] = {}
-    tensors = [
-        *network.named_parameters(remove_duplicate=False),
-        *network.named_buffers(remove_duplicate=False),
-    ]
-    for key, tensor in tensors:
-        found.setdefault(id(tensor), (tensor, []))[1].append(key)
-    return [(tensor, tuple(keys)) for tensor, keys in found.values()]
 
 
 class Recorder(Watcher):
@@ -115,62 +157,67 @@ class Recorder(Watcher):
 class Isolated(Watcher):
     """Gives every site what it read in an undisturbed run, so that a disturbance shows only where it is direct.
 
-    `disturbed(site, difference)` sees, before that, which channels of an operand (R, channels) were reached in each
-    of the R rows.
+    `reached`: per call, which channels of its operand (rows, channels) were disturbed before that.
     """
 
-    def __init__(self, undisturbed: Recorder) -> None:
+    def __init__(self, undisturbed: Recorder, rows: int) -> None:
         self._undisturbed = undisturbed
+        self.rows = rows
         self.reached: dict[int, Tensor] = {}
         self.passengers: list[tuple[Passenger, Tensor]] = []
-        self.unknowns: list[tuple[Unknown, Tensor]] = []
-        self.rows = 0
+        self.unknowns: list[tuple[str, Tensor]] = []
+        self.mixers: list[str] = []
 
     def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note which channels differ, then hand over the undisturbed operand."""
-        before = self._undisturbed
-        if (
-            call >= len(before.sites)
-            or before.sites[call].key != site.key
-            or before.operands[call].shape != value.shape
-        ):
+        sites, operands = self._undisturbed.sites, self._undisturbed.operands
+        if call >= len(sites) or sites[call].key != site.key or operands[call].shape != value.shape:
             raise TraceError(
                 f"{site.key}: is reached in another order or shape when the input changes; "
                 "control flow that depends on values cannot be followed"
             )
-        self.reached[call] = by_channel(differs(value, before.operands[call]), site.operand_dim, self.rows)
-        return before.operands[call]
+        self.reached[call] = by_channel(differs(value, operands[call]), site.operand_dim, self.rows)
+        return operands[call]
 
     def passed(self, passenger: Passenger, value: Tensor) -> None:
         """Note which channels of a per-channel parameter were passed by a NaN."""
         if value.isnan().any():
             self.passengers.append((passenger, by_channel(value.isnan(), passenger.dim, self.rows)))
 
-    def unknown(self, call: Unknown, value: Any) -> None:
+    def unknown(self, call: Unknown, value: Any, where: str) -> None:
         """Note which rows reached a call that is not understood."""
         tensors = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Tensor)]
         for tensor in tensors:
             if tensor.is_floating_point() and tensor.isnan().any():
-                self.unknowns.append((call, tensor.isnan().reshape(len(tensor), -1).any(1)))
+                rows = tensor.isnan().reshape(len(tensor), -1).any(1)
+                self.unknowns.append((f"{call.function} with {', '.join(call.keys)} in {where}", rows))
+
+    def mixed(self, function: str, value: Tensor, where: str) -> None:
+        """Note a function that mixes channels where a NaN went in."""
+        if value.is_floating_point() and value.isnan().any():
+            self.mixers.append(f"{function} in {where}")
 
 
 def differs(value: Tensor, before: Tensor) -> Tensor:
-    """Where two float64 tensors differ by more than rounding; NaN differs."""
+    """Where two tensors differ by more than rounding; NaN differs."""
+    rounding = 1e-11 if value.dtype == torch.float64 else 1e-4
     scale = before.abs().amax().clamp_min(1e-30) if before.numel() else 1.0
-    return ~((value - before).abs() <= 1e-11 * scale)
+    return ~((value - before).abs() <= rounding * scale)
 
 
 def by_channel(mask: Tensor, dim: int, rows: int) -> Tensor:
     """(rows, channels): whether anything of a channel is marked, for each row of the batch."""
-    if mask.shape[0] != rows:
+    if mask.dim() == 0 or mask.shape[0] != rows:
         raise TraceError(
             f"a tensor of shape {tuple(mask.shape)} does not keep the batch of {rows} rows in its first dimension",
             "keep rows apart in encode and decode",
         )
-    moved = mask.movedim(dim, -1)
-    if moved.dim() == 1:
-        moved = moved[:, None]
+    moved = mask.movedim(dim, -1) if mask.dim() > 1 else mask[:, None]
     return moved.flatten(1, -2).any(1) if moved.dim() > 2 else moved
+
+
+def _as(dtype: torch.dtype, batch: Batch) -> Batch:
+    return tuple(part.to(dtype) if part.is_floating_point() else part for part in batch)
 
 
 @contextlib.contextmanager

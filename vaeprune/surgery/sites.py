@@ -27,6 +27,20 @@ _ARITHMETIC = {
 
 
 @dataclass(frozen=True)
+class View:
+    """A weight, or a transposed view of one: state-dict key, and which of its axes each axis of the view is.
+
+    `axes` is None where the tensor was computed from the weight in another way, so that no axis can be named.
+    """
+
+    key: str
+    axes: tuple[int, ...] | None
+
+
+Views = Mapping[int, View]  # by id(tensor)
+
+
+@dataclass(frozen=True)
 class Site:
     """A weight that reads channels of its operand and writes channels of its result.
 
@@ -64,31 +78,58 @@ class Unknown:
 
 
 def classify(
-    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], names: Mapping[int, str]
+    function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], views: Views
 ) -> Site | Passenger | Unknown | None:
-    """What this call is; None if no weight takes part in it. `names` maps id(tensor) to its state-dict key."""
+    """What this call is; None if no weight takes part in it."""
     name = getattr(function, "__name__", str(function))
-    keys = tuple(names[id(a)] for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and id(a) in names)
+    operands = [a for v in (*args, *kwargs.values()) for a in (v if isinstance(v, (tuple, list)) else (v,))]
+    keys = tuple(views[id(a)].key for a in operands if isinstance(a, Tensor) and id(a) in views)
     if not keys:
         return None
     found: Site | Passenger | None = None
     if name == "linear":
-        found = _site(_bound(("input", "weight", "bias"), args, kwargs), names, (1, 0), (-1, -1), True)
+        found = _site(_bound(("input", "weight", "bias"), args, kwargs), views, (1, 0), (-1, -1), True)
     elif name in _CONV:
-        found = _convolution(_bound(_CONV_ARGUMENTS, args, kwargs), names, _CONV[name])
+        found = _convolution(_bound(_CONV_ARGUMENTS, args, kwargs), views, _CONV[name])
     elif name in _CONV_TRANSPOSE:
-        found = _transposed(_bound(_TRANSPOSED_ARGUMENTS, args, kwargs), names, _CONV_TRANSPOSE[name])
+        found = _transposed(_bound(_TRANSPOSED_ARGUMENTS, args, kwargs), views, _CONV_TRANSPOSE[name])
     elif name in _MATMUL:
-        found = _matmul(_bound(("input", "weight"), args, kwargs), names)
+        found = _matmul(_bound(("input", "weight"), args, kwargs), views)
     elif name == "addmm":
-        found = _matmul(_bound(("bias", "input", "weight"), args, kwargs), names)
+        found = _matmul(_bound(("bias", "input", "weight"), args, kwargs), views)
     elif name == "batch_norm":
-        found = _batch_norm(_bound(_NORM_ARGUMENTS, args, kwargs), names)
+        found = _batch_norm(_bound(_NORM_ARGUMENTS, args, kwargs), views)
     elif name == "prelu":
-        found = _per_channel(_bound(("input", "weight"), args, kwargs), names, dim=1)
+        found = _per_channel(_bound(("input", "weight"), args, kwargs), views, dim=1)
     elif name in _ARITHMETIC:
-        found = _arithmetic(args, names)
+        found = _arithmetic(args, views)
     return found or Unknown(name, keys)
+
+
+def derived(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], views: Views) -> View | None:
+    """The view this call makes of a weight, if all its tensors are weights: transposed, or computed in another way."""
+    tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+    if not tensors or not all(id(t) in views for t in tensors):
+        return None
+    view, name = views[id(tensors[0])], getattr(function, "__name__", "")
+    if len(tensors) > 1 or view.axes is None:
+        return View(view.key, None)
+    axes = view.axes
+    if name in ("t", "numpy_T", "__get__") and len(axes) == 2 and _is_transposition(function, name):
+        return View(view.key, axes[::-1])
+    if name in ("transpose", "swapaxes") and len(args) == 3:
+        order = list(axes)
+        i, j = args[1], args[2]
+        order[i], order[j] = order[j], order[i]
+        return View(view.key, tuple(order))
+    if name in ("contiguous", "detach", "clone", "to", "double", "float", "type_as", "requires_grad_"):
+        return view
+    return View(view.key, None)
+
+
+def _is_transposition(function: Callable[..., Any], name: str) -> bool:
+    """`t()`, or the getter of the property `T`."""
+    return name == "t" or getattr(function, "__self__", None) in (Tensor.T, Tensor.mT)
 
 
 class _Arguments(dict[str, Any]):
@@ -121,73 +162,81 @@ def _bound(order: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any])
 
 def _site(
     a: _Arguments,
-    names: Mapping[int, str],
+    views: Views,
     axes: tuple[int, int],
     dims: tuple[int, int],
     holds_constant: bool,
 ) -> Site | None:
-    if id(a["weight"]) not in names or id(a["input"]) in names:
+    view = views.get(id(a["weight"]))
+    if view is None or view.axes is None or id(a["input"]) in views:
         return None
     bias = a.get("bias")
+    known = views.get(id(bias)) if bias is not None else None
     return Site(
-        key=names[id(a["weight"])],
-        bias=names.get(id(bias)) if bias is not None else None,
-        input_axis=axes[0],
-        output_axis=axes[1],
+        key=view.key,
+        bias=known.key if known and known.axes == (0,) else None,
+        input_axis=view.axes[axes[0]],
+        output_axis=view.axes[axes[1]],
         operand_dim=dims[0],
         result_dim=dims[1],
         operand=a.places["input"],
         holds_constant=holds_constant,
-        bias_unknown=bias is not None and id(bias) not in names,
+        bias_unknown=bias is not None and not (known and known.axes == (0,)),
     )
 
 
-def _convolution(a: _Arguments, names: Mapping[int, str], spatial: int) -> Site | Passenger | None:
+def _convolution(a: _Arguments, views: Views, spatial: int) -> Site | Passenger | None:
     groups = a.get("groups", 1)
     channel = -1 - spatial
     if groups == 1:
         padded = a.get("padding", 0) not in (0, "valid", (0,) * spatial, [0] * spatial)
-        return _site(a, names, (1, 0), (channel, channel), not padded)
+        return _site(a, views, (1, 0), (channel, channel), not padded)
     if groups == a["input"].shape[channel] == a["weight"].shape[0]:
-        axes = {names[id(t)]: 0 for t in (a["weight"], a.get("bias")) if t is not None and id(t) in names}
-        return Passenger(axes, channel)
+        return _passenger([a["weight"], a.get("bias")], views, channel)
     return None
 
 
-def _transposed(a: _Arguments, names: Mapping[int, str], spatial: int) -> Site | None:
+def _transposed(a: _Arguments, views: Views, spatial: int) -> Site | None:
     if a.get("groups", 1) != 1:
         return None
     pointwise = all(size == 1 for size in a["weight"].shape[2:])
     plain = _all(a.get("stride", 1), 1) and _all(a.get("padding", 0), 0) and _all(a.get("output_padding", 0), 0)
     channel = -1 - spatial
-    return _site(a, names, (0, 1), (channel, channel), pointwise and plain)
+    return _site(a, views, (0, 1), (channel, channel), pointwise and plain)
 
 
-def _matmul(a: _Arguments, names: Mapping[int, str]) -> Site | None:
+def _matmul(a: _Arguments, views: Views) -> Site | None:
     if a["weight"].dim() != 2:
         return None
-    return _site(a, names, (0, 1), (-1, -1), True)
+    return _site(a, views, (0, 1), (-1, -1), True)
 
 
-def _batch_norm(a: _Arguments, names: Mapping[int, str]) -> Passenger | None:
+def _batch_norm(a: _Arguments, views: Views) -> Passenger | None:
     if a.get("training") or a.get("running_mean") is None:
         return None
     tensors = [a.get(n) for n in ("running_mean", "running_var", "weight", "bias")]
-    return Passenger({names[id(t)]: 0 for t in tensors if t is not None and id(t) in names}, 1)
+    return _passenger(tensors, views, 1)
 
 
-def _per_channel(a: _Arguments, names: Mapping[int, str], dim: int) -> Passenger | None:
-    if id(a["weight"]) not in names:
+def _per_channel(a: _Arguments, views: Views, dim: int) -> Passenger | None:
+    if id(a["weight"]) not in views:
         return None
-    one = a["weight"].numel() == 1
-    return Passenger({} if one else {names[id(a["weight"])]: 0}, dim)
+    return Passenger({}, dim) if a["weight"].numel() == 1 else _passenger([a["weight"]], views, dim)
 
 
-def _arithmetic(args: Sequence[Any], names: Mapping[int, str]) -> Passenger | None:
+def _passenger(tensors: Sequence[Tensor | None], views: Views, dim: int) -> Passenger | None:
+    """Vectors (or depthwise kernels) with one entry a channel along their first axis."""
+    found = [views.get(id(t)) for t in tensors if t is not None]
+    if any(view is None or view.axes is None or view.axes[0] != 0 for view in found):
+        return None
+    return Passenger({view.key: 0 for view in found if view}, dim)
+
+
+def _arithmetic(args: Sequence[Any], views: Views) -> Passenger | None:
     """data ∘ parameter, where the parameter is broadcast over all dimensions of the data but the channel's."""
     tensors = [a for a in args[:2] if isinstance(a, Tensor)]
-    parameters = [t for t in tensors if id(t) in names]
-    data = [t for t in tensors if id(t) not in names]
+    parameters = [t for t in tensors if id(t) in views]
+    data = [t for t in tensors if id(t) not in views]
     if len(parameters) != 1 or len(data) != 1 or parameters[0].dim() > data[0].dim():
         return None
     parameter = parameters[0]
@@ -198,7 +247,8 @@ def _arithmetic(args: Sequence[Any], names: Mapping[int, str]) -> Passenger | No
     channel = wide[0] if len(wide) == 1 else 1 - offset
     if channel not in wide:
         return None
-    return Passenger({names[id(parameter)]: channel}, channel + offset)
+    view = views[id(parameter)]
+    return Passenger({view.key: view.axes[channel]}, channel + offset) if view.axes else None
 
 
 def _all(value: Any, wanted: int) -> bool:

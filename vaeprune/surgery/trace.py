@@ -53,12 +53,16 @@ class Passed:
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything that makes and reads the latents of one model."""
+    """Everything that makes and reads the latents of one model.
+
+    `mixers`: functions between the latents and what reads them that let every latent see the others.
+    """
 
     readers: tuple[Reader, ...]
     writers: tuple[Writer, ...]
     passed: tuple[Passed, ...]
     latent_size: int
+    mixers: tuple[str, ...] = ()
 
 
 def trace(vae: VAE, example: Batch) -> Trace:
@@ -66,19 +70,39 @@ def trace(vae: VAE, example: Batch) -> Trace:
 
     Raises TraceError, naming the weight or latent, where something cannot be followed.
     """
-    subject = Subject(vae)
-    example = tuple(part[:1].double() if part.is_floating_point() else part[:1] for part in example)
-    readers, read_on_the_way = _readers(subject, example)
+    subject = Subject(vae, example)
+    example = tuple(part[:1] for part in subject.example)
+    refuse_restless(subject, example)
+    readers, read_on_the_way, mixers = _readers(subject, example)
     writers, written_on_the_way = _writers(subject, example)
-    return Trace(readers, writers, read_on_the_way + written_on_the_way, vae.latent_size)
+    return Trace(readers, writers, read_on_the_way + written_on_the_way, vae.latent_size, mixers)
 
 
-def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tuple[Passed, ...]]:
+def refuse_restless(subject: Subject, example: Batch) -> None:
+    """Raise TraceError if means, logvars or outputs change between two identical calls in eval mode."""
+
+    def outputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            posterior = subject.vae.encode(*example)
+            return posterior.mean, posterior.logvar, subject.vae.decode(posterior.mean, *example[1:])
+
+    with torch.random.fork_rng(devices=[]):
+        first, again = outputs(0), outputs(1)
+    for name, a, b in zip(("means", "logvars", "decoded outputs"), first, again, strict=True):
+        if differs(b, a).any():
+            raise TraceError(
+                f"{type(subject.vae.network).__name__}: its {name} change between two identical calls in eval mode",
+                "make encode and decode deterministic in eval mode: return mean and logvar, sample elsewhere",
+            )
+
+
+def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tuple[Passed, ...], tuple[str, ...]]:
     size = subject.vae.latent_size
     condition = [part.expand(size, *part.shape[1:]) for part in example[1:]]
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64)
-    z = z.expand(size, *subject.vae.latent_shape)
+    z = z.to(example[0]).expand(size, *subject.vae.latent_shape)
     each = torch.arange(size)
 
     def decode(change: float) -> Callable[[VAE], Tensor]:
@@ -88,14 +112,12 @@ def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tupl
 
     before = Recorder()
     undisturbed = subject.run(decode(0.0), before)
-    probe = Isolated(before)
-    probe.rows = size
+    probe = Isolated(before, size)
     output = subject.run(decode(float("nan")), probe)
     _refuse_unknown(probe, lambda row: f"latent {row}")
     leaks = by_channel(differs(output, undisturbed), 0, size).any(1)
     for change in _FINITE_CHANGES:
-        finite = Isolated(before)
-        finite.rows = size
+        finite = Isolated(before, size)
         again = subject.run(decode(change), finite)
         leaks |= by_channel(differs(again, undisturbed), 0, size).any(1)
         for call, reached in finite.reached.items():
@@ -105,7 +127,8 @@ def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tupl
             f"decoder: latents {_listed(leaks)} reach the output without passing a weight that could be cut"
         )
     readers = tuple(Reader(before.sites[call], reached) for call, reached in probe.reached.items() if reached.any())
-    return readers, tuple(Passed(p, channels) for p, channels in probe.passengers)
+    passed = tuple(Passed(p, channels) for p, channels in probe.passengers)
+    return readers, passed, tuple(dict.fromkeys(probe.mixers))
 
 
 def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
@@ -189,8 +212,7 @@ class _Disturbed(Isolated):
     """Changes row r of what a call wrote, in one channel or in all."""
 
     def __init__(self, undisturbed: Recorder, targets: list[tuple[int, int | None]], change: float) -> None:
-        super().__init__(undisturbed)
-        self.rows = len(targets)
+        super().__init__(undisturbed, len(targets))
         self.keys = [site.key for site in undisturbed.sites]
         self._change = change
         self._at: dict[int, list[tuple[int, int | None]]] = {}
@@ -212,10 +234,9 @@ class _Disturbed(Isolated):
 
 
 def _refuse_unknown(probe: Isolated, name: Callable[[int], str]) -> None:
-    for call, rows in probe.unknowns:
+    for what, rows in probe.unknowns:
         raise TraceError(
-            f"{call.keys[0]}: {name(int(torch.nonzero(rows)[0]))} goes through {call.function}, "
-            "which mixes channels or is not understood"
+            f"{name(int(torch.nonzero(rows)[0]))} goes through {what}, which mixes channels or is not understood"
         )
 
 

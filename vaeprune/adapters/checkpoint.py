@@ -1,0 +1,90 @@
+"""Foreign weights: safetensors or `torch.load(weights_only=True)`, found inside the usual wrappers, fitted to a module.
+
+Nothing is ever unpickled beyond tensors and plain containers, and nothing in a checkpoint is executed.
+"""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vaeprune.errors import ModelError, StorageError
+from vaeprune.storage import read_tensors, refuse_non_finite
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "model_states", "net", "module", "weights")
+PREFIXES = ("model.", "module.", "_orig_mod.", "net.", "vae.")
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file. Raises StorageError if it cannot be read without running code."""
+    if not path.is_file():
+        raise StorageError(f"{path}: no such file, expected a checkpoint")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise StorageError(
+            f"{path}: holds more than tensors, and a checkpoint is never unpickled: {_first_line(error)}",
+            "save the state dict alone: torch.save(model.state_dict(), path)",
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{path}: is not a readable checkpoint: {_first_line(error)}") from error
+    return unwrapped(found, path)
+
+
+def unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside the usual wrappers, nested ones too. Raises StorageError."""
+    while isinstance(found, Mapping):
+        tensors = {key: value for key, value in found.items() if isinstance(value, Tensor)}
+        inner = next((found[name] for name in WRAPPERS if isinstance(found.get(name), Mapping)), None)
+        if inner is None:
+            if not tensors:
+                break
+            return tensors
+        found = inner
+    keys = ", ".join(map(str, list(found)[:8])) if isinstance(found, Mapping) else type(found).__name__
+    raise StorageError(f"{path}: holds no state dict, got {keys}", "save model.state_dict()")
+
+
+def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
+    """Put weights into a module of the same shapes; prefixes that all keys share are stripped.
+
+    Raises ModelError listing all missing, unexpected and mismatched keys at once; nothing is loaded then.
+    """
+    expected = network.state_dict()
+    fitted = _without_prefixes(dict(tensors), expected)
+    problems = [f"missing {key}" for key in expected if key not in fitted]
+    problems += [f"unexpected {key}" for key in fitted if key not in expected]
+    mismatched = [k for k in expected if k in fitted and expected[k].shape != fitted[k].shape]
+    problems += [
+        f"{k} has shape {tuple(fitted[k].shape)}, the model expects {tuple(expected[k].shape)}" for k in mismatched
+    ]
+    if problems:
+        raise ModelError(f"{path}: does not fit the model: {'; '.join(problems)}", _hint(mismatched))
+    refuse_non_finite(fitted, path)
+    network.load_state_dict(fitted)
+
+
+def _hint(mismatched: list[str]) -> str:
+    return "pass the sizes it was trained with as --model-arg" if mismatched else "is it the checkpoint of this class?"
+
+
+def _without_prefixes(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Strip wrappers' prefixes for as long as that makes more keys fit; other parts of a wrapper are left out."""
+    best = tensors
+    for prefix in PREFIXES:
+        inner = {key.removeprefix(prefix): value for key, value in best.items() if key.startswith(prefix)}
+        if inner and len(inner.keys() & expected.keys()) > len(best.keys() & expected.keys()):
+            best = _without_prefixes(inner, expected)
+    return best
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
