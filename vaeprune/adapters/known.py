@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from vaeprune.adapters.checkpoint import load_into, read_checkpoint
+from vaeprune.data.torchvision_shim import import_torchvision
 from vaeprune.errors import ModelError, StorageError
 from vaeprune.factory import own_words
 from vaeprune.likelihood import Likelihood
@@ -92,6 +93,7 @@ def _diffusers_config(folder: Path) -> dict[str, Any] | None:
 
 
 def _library(module: str, package: str) -> ModuleType:
+    import_torchvision("datasets")  # these libraries import it, and may not be able to by themselves
     try:
         return importlib.import_module(module)
     except ImportError as error:

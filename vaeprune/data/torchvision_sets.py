@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import sys
 import urllib.error
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from vaeprune.data.torchvision_shim import import_torchvision
 from vaeprune.errors import DataError
 
 NAMES = ("mnist", "fashion-mnist")
-_MISSING_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
 
 
 def default_folder() -> Path:
@@ -35,7 +30,7 @@ def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor]:
 
     Raises DataError if they are neither there nor to be had, or damaged.
     """
-    datasets = import_datasets()
+    datasets = import_torchvision("datasets")
     folder = folder or default_folder()
     dataset = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
     try:
@@ -53,20 +48,3 @@ def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor]:
                 f"{name}: got {tuple(images.shape)} {images.dtype} from {folder}, expected 28x28 uint8 images"
             )
     return train, test
-
-
-def import_datasets() -> ModuleType:
-    """`torchvision.datasets`, also beside a torch that torchvision's compiled half was not built for.
-
-    At import torchvision registers fake kernels for two operators of its compiled half, and fails where that half
-    did not load (its wheels are built for CUDA torch). Only datasets are used here, so on that failure the two
-    schemas are declared, which nothing ever calls, and the import is tried again.
-    """
-    try:
-        return importlib.import_module("torchvision.datasets")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-    for schema in _MISSING_SCHEMAS:
-        torch.library.define(f"torchvision::{schema.partition('(')[0]}", schema[schema.index("(") :])
-    return importlib.import_module("torchvision.datasets")

@@ -114,7 +114,7 @@ def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tupl
     undisturbed = subject.run(decode(0.0), before)
     probe = Isolated(before, size)
     output = subject.run(decode(float("nan")), probe)
-    _refuse_unknown(probe, lambda row: f"latent {row}")
+    _refuse_unknown(probe, lambda row: f"latent {row}", torch.ones(size, dtype=torch.bool))
     leaks = by_channel(differs(output, undisturbed), 0, size).any(1)
     for change in _FINITE_CHANGES:
         finite = Isolated(before, size)
@@ -172,8 +172,8 @@ class _WriterProbe:
         at_rest: Posterior = subject.run(lambda vae: vae.encode(*batch), before)
         self._probe = _Disturbed(before, targets, float("nan"))
         disturbed: Posterior = subject.run(lambda vae: vae.encode(*batch), self._probe)
-        _refuse_unknown(self._probe, self._name)
         self.rows = self._reach(disturbed, at_rest)
+        _refuse_unknown(self._probe, self._name, self.rows.any(1))  # elsewhere it does not concern the latents
         for change in _FINITE_CHANGES:
             finite = _Disturbed(before, targets, change)
             moved = self._reach(subject.run(lambda vae: vae.encode(*batch), finite), at_rest)
@@ -233,11 +233,10 @@ class _Disturbed(Isolated):
         return value
 
 
-def _refuse_unknown(probe: Isolated, name: Callable[[int], str]) -> None:
+def _refuse_unknown(probe: Isolated, name: Callable[[int], str], concerned: Tensor) -> None:
     for what, rows in probe.unknowns:
-        raise TraceError(
-            f"{name(int(torch.nonzero(rows)[0]))} goes through {what}, which mixes channels or is not understood"
-        )
+        for row in torch.nonzero(rows & concerned).flatten().tolist():
+            raise TraceError(f"{name(row)} goes through {what}, which mixes channels or is not understood")
 
 
 def _refuse_swallowed(missed: Tensor, key: str, what: str) -> None:
