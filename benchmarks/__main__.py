@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-CASES = ("start_up", "moments", "mnist_dense")
+CASES = ("start_up", "moments", "mnist_dense", "tracing", "dependency_tracer")
 
 
 def main() -> None:

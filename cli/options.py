@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ class Reading:
             weights=self.weights,
             arguments=parse_arguments(self.model_arg or []),
             factory=self.factory,
-            input_shape=integers(self.input_shape, "--input-shape") if self.input_shape else None,
+            input_shape=None if self.input_shape is None else sizes(self.input_shape, "--input-shape"),
             spread=self.spread.value if self.spread else None,
             likelihood=Likelihood(*known[self.likelihood]) if self.likelihood else None,  # type: ignore[arg-type]
         )
@@ -296,12 +297,20 @@ def integers(text: str, option: str) -> list[int]:
         raise UsageError(f"{option}: got {text!r}, expected whole numbers with commas between, like 1,4") from None
 
 
+def sizes(text: str, option: str) -> list[int]:
+    """A shape: positive whole numbers with commas between; raises UsageError."""
+    found = integers(text, option)
+    if not found or min(found) < 1:
+        raise UsageError(f"{option}: got {text!r}, expected positive sizes with commas between, like 1,28,28")
+    return found
+
+
 def numbers(text: str, option: str) -> tuple[float, float]:
     """Two numbers, the lower first; raises UsageError."""
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         low = high = 0.0
-    if not low < high:
+    if not (low < high and math.isfinite(low) and math.isfinite(high)):
         raise UsageError(f"{option}: got {text!r}, expected two numbers, the lower first, like -1,1")
     return low, high

@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from vaeprune.errors import ModelError, UsageError, VaepruneError
+
+_OWN: set[str] = set()  # modules registered here, from users' files
 
 
 def import_path(path: str) -> Callable[..., Any]:
@@ -37,14 +40,24 @@ def import_path(path: str) -> Callable[..., Any]:
     return found
 
 
-def call(factory: Callable[..., Any], arguments: Mapping[str, Any], path: str) -> Any:
-    """`factory(**arguments)`; whatever it raises becomes a ModelError with its words, its file and line."""
-    with own_words(path):
+def call(
+    factory: Callable[..., Any], arguments: Mapping[str, Any], path: str, error_class: type[VaepruneError] = ModelError
+) -> Any:
+    """`factory(**arguments)`; whatever it raises becomes one line with its words, its file and line."""
+    with contextlib.suppress(ValueError):  # some classes of C have no signature
+        try:
+            inspect.signature(factory).bind(**arguments)
+        except TypeError as error:
+            made = factory.__init__ if inspect.isclass(factory) else factory
+            code = getattr(inspect.unwrap(made), "__code__", None)
+            at = f" at {Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""
+            raise error_class(f"{path}: {error}{at}", "pass what it takes as --model-arg name=value") from error
+    with own_words(path, error_class):
         return factory(**arguments)
 
 
 @contextlib.contextmanager
-def own_words(path: str, where: str | None = None) -> Any:
+def own_words(path: str, error_class: type[VaepruneError] = ModelError) -> Iterator[None]:
     """Code of the user runs inside: what it prints goes to stderr, what it raises is quoted with file and line."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -52,14 +65,14 @@ def own_words(path: str, where: str | None = None) -> Any:
     except (VaepruneError, KeyboardInterrupt, MemoryError):
         raise
     except (Exception, SystemExit) as error:  # anything may come out of foreign code
-        raise ModelError(f"{path}: {quoted(error)}", where or "") from error
+        raise error_class(f"{path}: {quoted(error)}") from error
 
 
 def quoted(error: BaseException) -> str:
     """An error's type, words, and the last line of code outside torch and this package that led to it."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not _internal(f.filename)]
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-    words = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    words = " | ".join(line.strip() for line in str(error).splitlines() if line.strip())
     kind = "it called exit" if isinstance(error, SystemExit) else type(error).__name__
     return f"{kind}: {words[:300]}{at}"
 
@@ -82,7 +95,7 @@ def _value(text: str) -> Any:
     for kind in (int, float):
         with contextlib.suppress(ValueError):
             return kind(text)
-    if "," in text:
+    if "," in text or (text[:1] in ("[", "(") and text[-1:] in ("]", ")")):
         return [_value(part) for part in text.strip("[]()").split(",") if part.strip()]
     return text
 
@@ -97,8 +110,15 @@ def _import(where: str, path: str) -> ModuleType:
             assert spec is not None  # noqa: S101  a .py suffix always has a loader
             assert spec.loader is not None  # noqa: S101
             module = importlib.util.module_from_spec(spec)
-            sys.modules[file.stem] = module
-            spec.loader.exec_module(module)
+            if file.stem not in sys.modules or file.stem in _OWN:  # a json.py must not replace the library
+                sys.modules[file.stem] = module
+                _OWN.add(file.stem)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                if sys.modules.get(file.stem) is module:
+                    del sys.modules[file.stem]
+                raise
             return module
     with _importable(Path.cwd()), own_words(path):
         return importlib.import_module(where)

@@ -50,7 +50,7 @@ class Likelihood:
         x, parameters = x.flatten(1), parameters.flatten(1)
         if self.kind == "gaussian":
             squares = ((x - parameters) / self.scale).square().sum(1)
-            return 0.5 * squares + 0.5 * x.shape[1] * math.log(2 * math.pi * self.scale**2)
+            return 0.5 * squares + x.shape[1] * (0.5 * math.log(2 * math.pi) + math.log(self.scale))
         if self.output == "logits":
             return F.binary_cross_entropy_with_logits(parameters, x, reduction="none").sum(1)
         return F.binary_cross_entropy(parameters.clamp(0, 1), x, reduction="none").sum(1)
@@ -79,5 +79,7 @@ class Likelihood:
         scale = entry.get("scale", 1.0)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise ModelError(f"likelihood scale: got {scale!r}, expected a number")
+        if not abs(scale) < 1e300:
+            raise ModelError(f"likelihood scale: got {scale!r:.40}, expected a positive finite number")
         kind = entry.get("kind", "bernoulli")
         return cls(kind, entry.get("output", "logits" if kind == "bernoulli" else "mean"), float(scale))

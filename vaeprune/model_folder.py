@@ -110,11 +110,11 @@ def read_model_folder(folder: Path, factory: Callable[..., Any] | None = None) -
 
 
 def training_data(folder: Path) -> str | None:
-    """The data a model folder says it was trained on."""
+    """The data a model folder says it was trained on; never an import path, which a file may not name."""
     if not (folder / CONFIG).is_file():
         return None
     name = (_read_config(folder).get("training") or {}).get("data")
-    return name if isinstance(name, str) else None
+    return name if isinstance(name, str) and ":" not in name else None
 
 
 def load(folder: str | Path, factory: Callable[..., Any] | None = None) -> BuiltVAE | AdaptedVAE:
@@ -184,7 +184,9 @@ def describe(vae: BuiltVAE | AdaptedVAE) -> str:
         shape = "x".join(map(str, vae.latent_shape))
         return f"A {type(vae.network).__name__} with latents of shape {shape}, {vae.likelihood.kind} likelihood"
     entry = vae.architecture()
-    encoder, decoder = (entry.get(f"{side}_widths") or entry[f"{side}_channels"] for side in ("encoder", "decoder"))
+    encoder, decoder = (
+        entry.get(f"{side}_widths", entry.get(f"{side}_channels", [])) for side in ("encoder", "decoder")
+    )
     sizes = "-".join(map(str, (*encoder, f"{entry['latent_size']} latents", *decoder)))
     return f"A {entry['name']} VAE, {sizes}, {vae.likelihood.kind} likelihood"
 
@@ -203,6 +205,9 @@ def check_state_dict(expected: dict[str, Tensor], found: dict[str, Tensor], wher
         for key in expected.keys() & found.keys()
         if expected[key].is_floating_point() and not found[key].is_floating_point()
     ]
+    types = sorted({str(value.dtype) for value in found.values() if value.is_floating_point()})
+    if len(types) > 1:
+        problems.append(f"its tensors are of {' and '.join(types)}, expected one type")
     if problems:
         raise ModelError(
             f"{where}: does not fit its config: {'; '.join(sorted(problems))}", "restore both from one source"

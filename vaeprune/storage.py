@@ -44,12 +44,25 @@ def refuse_existing(target: Path, force: bool) -> None:
 
 
 def refuse_foreign_folder(target: Path) -> None:
-    """Raise StorageError if `target` is a folder that holds something this package did not write."""
-    if target.is_dir() and any(target.iterdir()) and not (target / "config.json").is_file():
+    """Raise StorageError if `target` is a file, or a folder that holds something this package did not write."""
+    if target.is_file():
+        raise StorageError(f"{target}: is a file, expected a folder to replace", "--force replaces model folders only")
+    if target.is_dir() and any(target.iterdir()) and not _is_own(target):
         raise StorageError(
             f"{target}: is not empty and not a model folder",
             "--force replaces model folders only; remove it first",
         )
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether a folder was written by this package: a model, or exported files alone."""
+    if {path.name for path in folder.iterdir()} <= {"encoder.onnx", "decoder.onnx"}:
+        return True
+    try:
+        entry = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(entry, dict) and {"format", "architecture", "likelihood"} <= set(entry)
 
 
 @contextlib.contextmanager
@@ -72,6 +85,7 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
                 path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())  # some writers make private files
                 _flush(path)
             _flush(temporary)
+            refuse_existing(target, force)  # it may have appeared meanwhile
             _put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -90,6 +104,7 @@ def new_file(target: Path, force: bool = False) -> Iterator[Path]:
         with _named(target):
             yield temporary
             _flush(temporary)
+            refuse_existing(target, force)
             temporary.replace(target)
             _flush(target.absolute().parent)
     finally:
@@ -134,6 +149,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
     """Raise StorageError naming every tensor that holds NaN or infinity."""
+    odd = [k for k, v in tensors.items() if v.is_floating_point() and v.element_size() < 2]
+    if odd:
+        raise StorageError(
+            f"{where}: {', '.join(odd)} are of a type torch cannot compute with", "convert them to float32"
+        )
     bad = [k for k, v in tensors.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if bad:
         raise StorageError(f"{where}: NaN or infinite values in {', '.join(bad)}", "expected finite weights")
@@ -183,7 +203,11 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     elif not _exchange(temporary, target):
         old = temporary.with_name(temporary.name + "-old")
         target.rename(old)
-        temporary.rename(target)
+        try:
+            temporary.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
         shutil.rmtree(old, ignore_errors=True)
     _flush(target.absolute().parent)
 

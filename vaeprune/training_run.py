@@ -93,7 +93,15 @@ class Recipe:
         names = {f.name for f in dataclasses.fields(cls)}
         if not entry or not {"data", "hidden"} <= set(entry) <= names or not isinstance(entry["hidden"], list):
             raise StorageError(f"{where}: does not record a training that could be resumed")
-        return cls(**entry | {"hidden": tuple(entry["hidden"])})
+        recipe = cls(**entry | {"hidden": tuple(entry["hidden"])})
+        for field in dataclasses.fields(cls):
+            value, usual = getattr(recipe, field.name), field.default
+            wanted: tuple[type, ...] = (float, int) if isinstance(usual, float) else (type(usual),)
+            wanted = {"data": (str,), "rows": (int, type(None))}.get(field.name, wanted)
+            whole = field.name != "hidden" or all(type(width) is int for width in value)
+            if type(value) not in wanted or not whole:
+                raise StorageError(f"{where}: its training records {field.name} as {value!r:.60}", "restore its config")
+        return recipe
 
 
 def run(
@@ -116,7 +124,7 @@ def run(
         refuse_foreign_folder(out)
     rows = training_images(recipe.data, folder, rows=recipe.rows)
     vae = recipe.network(rows.row_shape).to(device)
-    return _run(recipe, vae, rows, out, None, keep_state, on_step, on_epoch)
+    return _run(recipe, vae, rows, out, None, keep_state, force, on_step, on_epoch)
 
 
 def resume(
@@ -133,18 +141,24 @@ def resume(
 
     `changes` may hold `epochs`; anything else that differs from the recorded recipe raises UsageError.
     """
+    refuse_existing(out, force=True)
     known = read_model_folder(out)
     recipe = Recipe.from_json(known.training, str(out))
     if not isinstance(known.vae, BuiltVAE) or known.shrunk or not known.state:
         why = "was shrunk" if known.shrunk else "was saved without its training state"
         raise TrainingError(f"{out}: {why}, so its training cannot be resumed")
+    if ":" in recipe.data and changes.get("data") != recipe.data:
+        raise UsageError(
+            f"{out}: was trained on {recipe.data!r}, and no import path is taken from a file",
+            f"name it again: --data {recipe.data}",
+        )
     for name, value in changes.items():
         if name != "epochs" and getattr(recipe, name) != value:
             raise UsageError(f"--resume: {name} is {getattr(recipe, name)!r} in {out}, got {value!r}", "leave it out")
     recipe = dataclasses.replace(recipe, epochs=changes.get("epochs", recipe.epochs))
     rows = training_images(recipe.data, folder, rows=recipe.rows)
     so_far = (known.history, known.state)
-    return _run(recipe, known.vae.to(device), rows, out, so_far, keep_state, on_step, on_epoch)
+    return _run(recipe, known.vae.to(device), rows, out, so_far, keep_state, True, on_step, on_epoch)
 
 
 def _run(
@@ -154,14 +168,17 @@ def _run(
     out: Path,
     so_far: tuple[History, dict[str, torch.Tensor]] | None,
     keep_state: bool,
+    force: bool,
     on_step: Callable[[Step], None] | None,
     on_epoch: Callable[[Trained], None] | None,
 ) -> Trained:
+    before = len(so_far[0].epochs) if so_far else 0
+
     def save(trained: Trained) -> None:
-        last = len(trained.history.epochs) == recipe.epochs
-        state = trained.state if keep_state or not last else {}
+        epochs = len(trained.history.epochs)
+        state = trained.state if keep_state or epochs < recipe.epochs else {}
         model = ModelFolder(trained.vae, recipe.to_json(), None, trained.history, state)
-        write_model_folder(model, out, trained_card(model, recipe, out), force=True)
+        write_model_folder(model, out, trained_card(model, recipe, out), force=force or epochs > before + 1)
         if on_epoch:
             on_epoch(trained)
 

@@ -80,9 +80,11 @@ def _without_prefixes(tensors: dict[str, Tensor], expected: Mapping[str, Tensor]
     """Strip wrappers' prefixes for as long as that makes more keys fit; other parts of a wrapper are left out."""
     best = tensors
     for prefix in PREFIXES:
-        inner = {key.removeprefix(prefix): value for key, value in best.items() if key.startswith(prefix)}
-        if inner and len(inner.keys() & expected.keys()) > len(best.keys() & expected.keys()):
-            best = _without_prefixes(inner, expected)
+        inner = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        if inner:
+            inner = _without_prefixes(inner, expected)
+            if len(inner.keys() & expected.keys()) > len(best.keys() & expected.keys()):
+                best = inner
     return best
 
 

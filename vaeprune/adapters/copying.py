@@ -23,11 +23,13 @@ def copied(module: M) -> M:
             if not tensor.is_leaf:  # a cached activation, or the weight that weight_norm computes
                 memo[id(tensor)] = tensor.detach().clone()
     try:
-        return copy.deepcopy(module, memo)
+        twin = copy.deepcopy(module, memo)
     except (TypeError, RuntimeError, NotImplementedError) as error:
-        raise ModelError(
-            f"{type(module).__name__}: cannot be copied: {error}", "surgery works on a copy only"
-        ) from error
+        raise ModelError(f"{type(module).__name__}: cannot be copied: {error}", "surgery needs a copy") from error
+    for part in twin.modules():
+        if parametrize.is_parametrized(part):
+            _own_class(part)
+    return twin
 
 
 def make_plain(network: nn.Module) -> tuple[str, ...]:
@@ -83,6 +85,13 @@ def aliases(network: nn.Module) -> list[tuple[Tensor, tuple[str, ...]]]:
     return [(tensor, tuple(keys)) for tensor, keys in found.values()]
 
 
+def _own_class(module: nn.Module) -> None:
+    """torch keeps a parametrised weight's property on a class made for the module, which a copy would share."""
+    kind = type(module)
+    own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(kind.__name__, kind.__bases__, own)
+
+
 def _remove_hook_norms(module: nn.Module) -> bool:
     """The older weight_norm and spectral_norm, which are forward hooks."""
     removed = False
@@ -92,6 +101,10 @@ def _remove_hook_norms(module: nn.Module) -> bool:
             torch.nn.utils.remove_weight_norm(module, hook.name)  # type: ignore[attr-defined]
         elif kind == "SpectralNorm":
             torch.nn.utils.remove_spectral_norm(module, hook.name)  # type: ignore[attr-defined]
+            for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):  # torch leaves them behind
+                for key, left in list(hooks.items()):
+                    if "SpectralNorm" in type(getattr(left, "hook", left)).__name__:
+                        del hooks[key]
         else:
             continue
         removed = True

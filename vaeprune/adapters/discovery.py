@@ -19,15 +19,25 @@ from torch.distributions import Distribution, Independent, Normal
 
 from vaeprune.adapters.adapted import AdaptedVAE, element_type_of, unwrapped
 from vaeprune.adapters.noise import KnownNoise, sampling
-from vaeprune.adapters.reading import MEANS, NAMED_SPREADS, SPREADS, Path, Reading, Spread, sigma_of, tensors_in
+from vaeprune.adapters.reading import (
+    DECODERS,
+    ENCODERS,
+    MEANS,
+    NAMED_SPREADS,
+    SPREADS,
+    Path,
+    Reading,
+    Spread,
+    sigma_of,
+    tensors_in,
+)
 from vaeprune.errors import ModelError
 from vaeprune.factory import quoted
 from vaeprune.likelihood import Likelihood
 
 ROWS = 7  # unlikely to be anybody's number of channels, so that a batch is not taken for an image
-_ENCODERS = ("encode", "_encode", "encoder", "forward")
-_DECODERS = ("decode", "_decode", "decoder")
 _FITS = 1e-4
+_PRIORS = ("prior", "pseudo_input", "pseudoinput", "vampprior")
 
 
 def discover(
@@ -69,6 +79,7 @@ class _Discovery:
 
     def run(self, input_shape: Sequence[int] | None, likelihood: Likelihood | None) -> AdaptedVAE:
         """Everything found, as an AdaptedVAE."""
+        self._refuse_learned_prior()
         readings = self._choose_encoder(input_shape)
         reading, how = self._decide(readings)
         halves = " (halves of one tensor)" if reading.mean == reading.spread else ""
@@ -84,11 +95,21 @@ class _Discovery:
         shape = tuple(self.x.shape[1:])
         return AdaptedVAE(self.network, reading, likelihood, shape, tuple(mean.shape[1:]), tuple(words))
 
+    def _refuse_learned_prior(self) -> None:
+        """Known by its name only: nothing in what a model computes tells which prior it was trained with."""
+        names = [name for name, _ in (*self.network.named_modules(), *self.network.named_parameters())]
+        for name in names:
+            if any(part.startswith(_PRIORS) for part in name.lower().split(".")):
+                raise ModelError(
+                    f"{self.name}: has a learned prior, {name}; idle latents are defined against N(0, I)",
+                    "if it is not the prior of z, give it another name or wrap the model in the vaeprune.VAE protocol",
+                )
+
     def _choose_encoder(self, input_shape: Sequence[int] | None) -> list[Reading]:
         """Take the first encoder and shape with a readable result; raises ModelError with the model's own words."""
         shapes = [tuple(input_shape)] if input_shape else [self.stored, (self.x[0].numel(),), (1, *self.stored)]
         stored, failures = self.x, []
-        for encoder in _ENCODERS:
+        for encoder in ENCODERS:
             function = getattr(self.network, encoder, None)
             if function is None:
                 continue
@@ -148,7 +169,7 @@ class _Discovery:
     def _with_decoder(self, reading: Reading) -> Iterator[Reading]:
         """The reading with the first decoder that makes rows of its z; without one if the module has only forward."""
         mean, _ = self._parts(reading)
-        for name in _DECODERS:
+        for name in DECODERS:
             function = getattr(self.network, name, None)
             if function is None:
                 continue
@@ -162,7 +183,7 @@ class _Discovery:
                 conditions = (reading.conditions[0], room)
                 yield replace(reading, decode=name, output=output, conditions=conditions)
                 return
-        if self.encoder == "forward" and not any(getattr(self.network, name, None) for name in _DECODERS):
+        if self.encoder == "forward" and not any(getattr(self.network, name, None) for name in DECODERS):
             yield reading
 
     def _decide(self, readings: list[Reading]) -> tuple[Reading, str]:

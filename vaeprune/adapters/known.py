@@ -52,6 +52,8 @@ def read_known_folder(folder: Path) -> tuple[nn.Module, Likelihood | None]:
 def _pythae(folder: Path) -> tuple[nn.Module, Likelihood]:
     entry = read_json(folder / "model_config.json", "pythae model's config")
     name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(name, str):
+        raise ModelError(f"{folder / 'model_config.json'}: got the model {name!r:.60}, expected a name")
     if name in _REFUSED:
         raise ModelError(f"{folder}: {name} cannot be analysed: {_REFUSED[name]}")
     if name not in _PYTHAE:

@@ -43,7 +43,7 @@ def as_vae(model: object, data: DataSets | None = None) -> VAE:
             return inner
         if data is not None:
             return adapt(inner, data)
-    wanted = [name for name in sorted(VAE.__protocol_attrs__) if not hasattr(model, name)]  # type: ignore[attr-defined]
+    wanted = [name for name in sorted(vars(VAE)) if not name.startswith("_") and not hasattr(model, name)]
     raise ModelError(
         f"model: got {type(model).__name__}, expected an nn.Module with the VAE protocol"
         + (f" (it lacks {', '.join(wanted)})" if wanted else "")

@@ -30,6 +30,8 @@ NAMED_SPREADS: dict[str, Spread] = {
     "var": "var", "variance": "var",
 }  # fmt: skip
 _DEEPEST = 3
+ENCODERS = ("encode", "_encode", "encoder", "forward")
+DECODERS = ("decode", "_decode", "decoder")
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,8 @@ class Reading:
         try:
             mean, spread, output = (tuple(entry[name]) for name in ("mean", "spread", "output"))
             steps = (*mean, *spread, *output)
-            names = [entry["encode"], *([] if entry["decode"] is None else [entry["decode"]])]
-            known = all(isinstance(n, str) and n.isidentifier() for n in names) and entry["kind"] in SPREADS
+            # a file must not name any other attribute, which would be called on the user's module
+            known = entry["encode"] in ENCODERS and entry["decode"] in (None, *DECODERS) and entry["kind"] in SPREADS
             if not known or not all(isinstance(s, (int, str)) for s in steps) or any("__" in str(s) for s in steps):
                 raise ValueError("a name is not one")
             conditions = (int(entry["conditions"][0]), int(entry["conditions"][1]))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from vaeprune.adapters import as_vae, batches_for, measuring
+from vaeprune.adapters import AdaptedVAE, as_vae, batches_for, measuring
 from vaeprune.analysis.ablation import Reaction, reactions
 from vaeprune.analysis.advice import Advice, advise
 from vaeprune.analysis.latents import Interval, Latent, Thresholds, latents_of
@@ -101,6 +101,8 @@ def analyze(
         raise UsageError(f"ablate: got {ablate!r}, expected all, candidates or none")
     sets = as_data(data, seed)
     vae = as_vae(model, sets)
+    if isinstance(vae, AdaptedVAE) and vae.reading.decode is None:
+        ablate = "none"  # there is no decoder to try
     with measuring(vae):
         moments = accumulate(vae, sets.calibrate, progress)
         latents = latents_of(moments)

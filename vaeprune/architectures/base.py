@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,6 +13,9 @@ from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
 
 Initialisation = Literal["glorot", "torch"]
+
+
+_MOST_WEIGHTS = 2**58  # of one layer: more than torch can count in bytes
 
 
 class BuiltVAE(nn.Module):
@@ -77,8 +80,10 @@ def initialise(model: nn.Module, how: Initialisation, seed: int) -> None:
     if how not in ("glorot", "torch"):
         raise ModelError(f"initialisation: got {how!r}, expected 'glorot' or 'torch'")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators, too
         for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.reset_parameters()
             if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 layer.reset_parameters()
                 if how == "glorot":
@@ -90,6 +95,6 @@ def initialise(model: nn.Module, how: Initialisation, seed: int) -> None:
 def positive_sizes(values: Any, where: str) -> tuple[int, ...]:
     """Check a list of layer widths or image sizes; raises ModelError on anything but positive integers."""
     good = isinstance(values, (list, tuple)) and all(type(v) is int and 0 < v < 2**31 for v in values)
-    if not good or math.prod(values) >= 2**48:
-        raise ModelError(f"{where}: got {values!r}, expected a list of positive whole numbers")
+    if not good or any(a * b >= _MOST_WEIGHTS for a, b in itertools.pairwise(values)):
+        raise ModelError(f"{where}: got {values!r:.80}, expected a list of positive whole numbers")
     return tuple(values)

@@ -17,10 +17,10 @@ _CLASSES: dict[str, type[BuiltVAE]] = {c.name: c for c in (DenseVAE, Convolution
 
 def architecture_from_json(entry: object) -> tuple[type[BuiltVAE], dict[str, Any]]:
     """Class and arguments a config entry stands for; raises ModelError on unknown names or arguments."""
-    if not isinstance(entry, Mapping) or entry.get("name") not in _CLASSES:
-        got = entry.get("name") if isinstance(entry, Mapping) else entry
-        raise ModelError(f"architecture: got {got!r}, expected one of {', '.join(sorted(_CLASSES))}")
-    built = _CLASSES[entry["name"]]
+    name = entry.get("name") if isinstance(entry, Mapping) else entry
+    if not isinstance(entry, Mapping) or not isinstance(name, str) or name not in _CLASSES:
+        raise ModelError(f"architecture: got {name!r:.80}, expected one of {', '.join(sorted(_CLASSES))}")
+    built = _CLASSES[name]
     arguments = {key: value for key, value in entry.items() if key != "name"}
     signature = inspect.signature(built.__init__).parameters
     known = set(signature) - {"self", "likelihood"}

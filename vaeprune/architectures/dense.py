@@ -37,6 +37,8 @@ class DenseVAE(BuiltVAE):
         (latents,) = positive_sizes([latent_size], "latent_size")
         super().__init__(shape, likelihood or Likelihood())
         size = math.prod(shape)
+        positive_sizes((size, *encoder, latents), "input_shape and encoder_widths")
+        positive_sizes((latents, *decoder, size), "decoder_widths and input_shape")
         self.encoder = _stack((size, *encoder))
         self.mean_head = nn.Linear((size, *encoder)[-1], latents)
         self.logvar_head = nn.Linear((size, *encoder)[-1], latents)

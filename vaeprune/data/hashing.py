@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 def row_hashes(rows: NDArray[np.generic], seed: int) -> NDArray[np.uint64]:
     """Hash each of rows (N, ...) by its bytes; returns (N,) numbers uniform on [0, 2^64).
 
-    A random linear form over the row's 64-bit words, then the finaliser of MurmurHash3.
+    Two random linear forms, over the row's 64-bit words and over their upper halves, then the finaliser of MurmurHash3.
+    The second is for words whose lower bits are all zero, such as float64s of few digits: of those a product modulo
+    2^64 keeps little.
     """
     count = len(rows)
     raw = np.ascontiguousarray(rows).reshape(count, -1).view(np.uint8)
@@ -21,10 +23,11 @@ def row_hashes(rows: NDArray[np.generic], seed: int) -> NDArray[np.uint64]:
     if spare:
         raw = np.pad(raw, ((0, 0), (0, spare)))
     words = raw.view(np.uint64)
-    coefficients = np.random.default_rng([seed, words.shape[1]]).integers(
-        0, 2**64, size=words.shape[1], dtype=np.uint64, endpoint=False
+    lower, upper = np.random.default_rng([seed, words.shape[1]]).integers(
+        0, 2**64, size=(2, words.shape[1]), dtype=np.uint64, endpoint=False
     )
-    return mix(np.asarray(words @ (coefficients | np.uint64(1))))
+    form = np.asarray(words @ (lower | np.uint64(1)))
+    return mix(form ^ mix(np.asarray((words >> np.uint64(32)) @ (upper | np.uint64(1)))))
 
 
 def mix(h: NDArray[np.uint64]) -> NDArray[np.uint64]:

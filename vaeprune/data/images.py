@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,17 @@ def load_images(folder: Path) -> Tensor:
 
 def _read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     try:
-        with Image.open(path) as image:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # palettes with transparency: the colours are right all the same
+            if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits: convert() would cut them off
+                wide = np.asarray(image)
+                high = 65535 if wide.dtype.kind in "iu" else 1
+                if wide.min() < 0 or wide.max() > high:
+                    raise DataError(f"{path}: has values in [{wide.min()}, {wide.max()}], expected [0, {high}]")
+                grey = (wide.astype(np.float64) * (255 / high)).round().astype(np.uint8)
+                return np.repeat(grey[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: is not a readable picture: {error}") from error

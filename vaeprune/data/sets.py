@@ -77,8 +77,7 @@ def open_data(
     an array of the `.npz`, an `.npy` file, a key or position in a factory's batches. uint8 is scaled to `input_range`.
     Raises DataError.
     """
-    if rows is not None and rows < 1:
-        raise DataError(f"rows: got {rows}, expected at least 1")
+    _refuse_rows(rows)
     first, second = open_sources(str(data), folder, condition)
     if held_out is not None:
         second = open_sources(str(held_out), folder, condition)[0]
@@ -131,6 +130,7 @@ def part(
 
 def training_images(data: str | Path, folder: Path | None = None, seed: int = 0, rows: int | None = None) -> MemoryRows:
     """All rows a network may be trained on, in memory: the training split, or the 60% that calibrate uses."""
+    _refuse_rows(rows)
     first, second = open_sources(str(data), folder)
     choose = _share(0.0, 1.0 if second else 0.6)
     return sample_rows(first, seed, choose, keep=1 << 62, limit=rows)
@@ -138,6 +138,10 @@ def training_images(data: str | Path, folder: Path | None = None, seed: int = 0,
 
 def open_sources(data: str, folder: Path | None, condition: str | None = None) -> tuple[Source, Source | None]:
     """(training rows, test rows) of a named set; (all rows, None) of a file, folder or factory."""
+    if condition is not None and (data in NAMED or Path(data).is_dir()):
+        raise DataError(
+            f"{data}: has no condition {condition!r} beside its rows", "give rows and conditions as an .npz"
+        )
     if data == "tiles":
         train, test = tiles(TRAINING_ROWS, _TILES_SEED), tiles(HELD_OUT_ROWS, _TILES_SEED, held_out=True)
     elif data in torchvision_sets.NAMES:
@@ -150,7 +154,7 @@ def open_sources(data: str, folder: Path | None, condition: str | None = None) -
 def _open_path(data: str, condition: str | None) -> Source:
     path = Path(data)
     if ":" in data and not path.exists():
-        return as_source(data, call(import_path(data), {}, data), condition)
+        return as_source(data, call(import_path(data), {}, data, DataError), condition)
     if path.is_dir():
         return MemorySource(data, load_images(path))
     if path.suffix in (".npy", ".npz"):
@@ -176,6 +180,11 @@ def _most_judged(row_shape: tuple[int, ...]) -> int:
     return max(1000, min(MOST_JUDGED_ROWS, _MOST_JUDGED_BYTES // largest_row_bytes))
 
 
+def _refuse_rows(rows: int | None) -> None:
+    if rows is not None and rows < 1:
+        raise DataError(f"rows: got {rows}, expected at least 1")
+
+
 def _refuse_too_few(sets: DataSets) -> None:
     calibrate = 0
     for batch in sets.calibrate.batches(_LEAST_CALIBRATE):
@@ -191,7 +200,12 @@ def _refuse_too_few(sets: DataSets) -> None:
 
 
 def to_shape(row_shape: tuple[int, ...], input_shape: tuple[int, ...], where: str) -> torch.Size:
-    """The shape rows take before a model that wants `input_shape`; raises DataError if they cannot."""
-    if np.prod(row_shape) != np.prod(input_shape):
+    """The shape rows take before a model that wants `input_shape`; raises DataError if they cannot.
+
+    Axes are added, dropped or flattened, never permuted.
+    """
+    stored, wanted = ([size for size in shape if size > 1] for shape in (row_shape, input_shape))
+    permuted = stored != wanted and sorted(stored) == sorted(wanted)
+    if permuted or np.prod(row_shape) != np.prod(input_shape):
         raise DataError(f"{where}: rows have shape {tuple(row_shape)}, the model expects {tuple(input_shape)}")
     return torch.Size(input_shape)

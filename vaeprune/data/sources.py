@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -16,11 +18,13 @@ from torch import Tensor
 
 from vaeprune.data.hashing import row_hashes
 from vaeprune.errors import DataError
+from vaeprune.factory import own_words
 
 Block = tuple[NDArray[Any], ...]  # rows, then the conditions that belong to them
 
 _BLOCK_BYTES = 4 << 20
 _MAX_HEADER = 10_000
+_DAMAGED = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
 class Source(Protocol):
@@ -77,9 +81,11 @@ class FileSource:
         with self._open() as stream:
             shape, self._dtype = _header(stream, self.name)
             position = stream.tell()
-        self.count, self.row_shape = shape[0] if shape else 0, shape[1:]
         if member is None:
             check_rows(self.name, self._dtype, shape)
+        elif not shape:
+            raise DataError(f"{self.name}: {member} is a single number, expected one for each row")
+        self.count, self.row_shape = shape[0], shape[1:]
         available = self._size() - position
         wanted = math.prod(shape) * self._dtype.itemsize
         if available < wanted:
@@ -89,8 +95,12 @@ class FileSource:
             )
         self._conditions: tuple[NDArray[Any], ...] = ()
         if condition is not None:
+            if path.suffix != ".npz" and not condition.endswith(".npy"):
+                raise DataError(
+                    f"{path}: holds rows alone, got the condition {condition!r}", "name an .npy file of conditions"
+                )
             other = FileSource(Path(condition) if condition.endswith(".npy") else path, member=condition)
-            whole = np.concatenate([block[0].copy() for block in other.blocks()])
+            whole = other.all_rows()
             self._conditions = (check_condition(condition, whole, self.count),)
 
     def blocks(self) -> Iterator[Block]:
@@ -104,13 +114,21 @@ class FileSource:
                 self._fill(stream, block, start)
                 yield (readable_dtype(block), *(c[start : start + len(block)] for c in self._conditions))
 
+    def all_rows(self) -> NDArray[Any]:
+        """Everything at once, as it is stored."""
+        whole = np.empty((self.count, *self.row_shape), self._dtype)
+        with self._open() as stream:
+            _header(stream, self.name)
+            self._fill(stream, whole, 0)
+        return whole
+
     def _fill(self, stream: IO[bytes], block: NDArray[Any], start: int) -> None:
         view = memoryview(block.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         filled = 0
         while filled < len(view):
             try:
                 got = stream.readinto(view[filled:])  # type: ignore[attr-defined]
-            except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+            except _DAMAGED as error:
                 raise DataError(f"{self.name}: cannot be read near row {start:,}: {error}") from error
             if not got:
                 raise DataError(f"{self.name}: ends near row {start:,}, its header promises {self.count:,} rows")
@@ -120,9 +138,9 @@ class FileSource:
         try:
             if self._member is None:
                 return self.path.open("rb", buffering=0)
-            # the archive stays open as long as the member's stream refers to it
-            return zipfile.ZipFile(self.path).open(self._member)
-        except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            with zipfile.ZipFile(self.path) as archive:  # its file stays open for as long as the member's stream does
+                return archive.open(self._member)
+        except _DAMAGED as error:
             raise DataError(f"{self.name}: cannot be opened: {error}") from error
 
     def _size(self) -> int:
@@ -154,21 +172,21 @@ class BatchSource:
 
     def blocks(self) -> Iterator[Block]:
         """One block for each batch."""
-        count, total = 0, np.uint64(0)
+        count = total = 0
         for block in self._blocks():
             count += len(block[0])
-            total = total + row_hashes(block[0], 0).sum(dtype=np.uint64)
+            total += int(row_hashes(block[0], 0).sum(dtype=np.uint64))  # a sum, so that shuffling changes nothing
             yield block
-        if self._digest not in (None, (count, int(total))):
+        if self._digest not in (None, (count, total % 2**64)):
             warnings.warn(
                 f"{self.name}: its rows differ from pass to pass; turn random augmentation off, or what chooses and "
                 "what judges may be the same rows",
                 stacklevel=2,
             )
-        self._digest = (count, int(total))
+        self._digest = (count, total % 2**64)
 
     def _blocks(self) -> Iterator[Block]:
-        for batch in self._batches:
+        for batch in self._own():
             rows = rows_in(batch, self.name)
             check_rows(self.name, rows.dtype, rows.shape)
             conditions: list[NDArray[Any]] = []
@@ -176,7 +194,18 @@ class BatchSource:
                 conditions = [check_condition(self.name, item_in(batch, self._condition, self.name), len(rows))]
             yield (readable_dtype(rows), *conditions)
 
+    def _own(self) -> Iterator[Any]:
+        """The user's batches; what their code raises is quoted."""
+        batches = iter(self._batches)
+        while True:
+            with own_words(self.name, DataError):
+                batch = next(batches, _END)
+            if batch is _END:
+                return
+            yield batch
 
+
+_END = object()
 _ROW_NAMES = ("x", "image", "images", "img", "pixel_values", "data", "input", "inputs", "features")
 
 
@@ -216,16 +245,17 @@ def as_array(value: NDArray[Any] | Tensor) -> NDArray[Any]:
 
 def check_condition(where: str, values: NDArray[Any], count: int) -> NDArray[Any]:
     """Classes (integers) or vectors (floats), one for each row, in a type torch has. Raises DataError."""
-    if values.dtype.kind not in "fiub" or len(values) != count:
+    if values.dtype.kind not in "fiub" or values.dtype == np.longdouble or values.ndim == 0 or len(values) != count:
         raise DataError(
-            f"{where}: got {len(values)} conditions of type {values.dtype}, expected a number for each of {count} rows"
+            f"{where}: got conditions of shape {values.shape} and type {values.dtype}, "
+            f"expected a number for each of {count} rows"
         )
     return values.astype(np.float32 if values.dtype.kind == "f" else np.int64)
 
 
 def check_rows(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
     """Raise DataError unless (dtype, shape) are rows of uint8, bool or real numbers."""
-    if dtype.kind not in "fb" and dtype != np.uint8:
+    if (dtype.kind not in "fb" and dtype != np.uint8) or (dtype.kind == "f" and dtype.itemsize > 8):
         raise DataError(
             f"{name}: got values of type {dtype}, expected uint8 (scaled to [0, 1]) or floats (taken as they are)"
         )
@@ -236,10 +266,11 @@ def check_rows(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
 
 
 def readable_dtype(block: NDArray[Any]) -> NDArray[Any]:
-    """Native byte order, which torch needs; bool as float. No copy where none is needed."""
+    """What torch can take: native byte order, writable, forward strides; bool as float. Copied where it must be."""
     if block.dtype.kind == "b":
         return block.astype(np.float32)
-    return block.astype(block.dtype.newbyteorder("="), copy=False)
+    block = block.astype(block.dtype.newbyteorder("="), copy=False)
+    return block if block.flags.writeable and min(block.strides, default=0) >= 0 else block.copy()
 
 
 def rows_per_block(row_bytes: int) -> int:
@@ -253,7 +284,7 @@ def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any
         version = np.lib.format.read_magic(stream)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read(stream, max_header_size=_MAX_HEADER)
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (*_DAMAGED, KeyError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError) as error:
         raise DataError(f"{name}: is not a readable .npy array: {error}") from error
     if dtype.hasobject:
         raise DataError(f"{name}: holds Python objects, which are never unpickled; expected numbers")
@@ -268,7 +299,7 @@ def _npz_member(path: Path, named: str | None, leave_out: str | None) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             members = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
-    except (OSError, zipfile.BadZipFile) as error:
+    except _DAMAGED as error:
         raise DataError(f"{path}: is not a readable .npz file: {error}") from error
     wanted = [m for m in members if m == named] if named is not None else [m for m in members if m != leave_out]
     likely = [m for m in wanted if m.lower() in (*_ROW_NAMES, "imgs", "arr_0", "x_train")]

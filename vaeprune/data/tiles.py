@@ -33,25 +33,23 @@ def tiles(rows: int, seed: int, held_out: bool = False) -> Tensor:
     if rows < 1:
         raise DataError(f"tiles: got {rows} rows, expected at least 1")
     generator = np.random.default_rng([seed, int(held_out)])
-    found: list[NDArray[np.int64]] = []
-    missing = rows
-    while missing > 0:
-        corners = _corners(generator, count=max(1024, missing))
-        belongs = unit_interval(row_hashes(corners, _MEMBERSHIP_SEED)) < _HELD_OUT_SHARE
-        found.append(corners[belongs == held_out][:missing])
-        missing -= len(found[-1])
-    return _draw(np.concatenate(found))
+    present = np.arange(MOST_TILES) < generator.integers(1, MOST_TILES + 1, size=(rows, 1))
+    corners = np.full((rows, MOST_TILES), _NO_TILE)
+    open_rows = np.arange(rows)
+    while len(open_rows):
+        tried, good = _places(generator, present[open_rows])
+        good &= (unit_interval(row_hashes(tried, _MEMBERSHIP_SEED)) < _HELD_OUT_SHARE) == held_out
+        corners[open_rows[good]] = tried[good]
+        open_rows = open_rows[~good]
+    return _draw(corners)
 
 
-def _corners(generator: np.random.Generator, count: int) -> NDArray[np.int64]:
-    """Top-left corners (count', 3) of tiles that do not overlap, as y·28 + x, sorted; -1 where there is none."""
-    places = IMAGE - TILE + 1
-    y, x = generator.integers(0, places, size=(2, count, MOST_TILES))
-    present = np.arange(MOST_TILES) < generator.integers(1, MOST_TILES + 1, size=(count, 1))
+def _places(generator: np.random.Generator, present: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Top-left corners of the tiles `present` (N, 3), as y·28 + x, sorted, -1 for none; and which N do not overlap."""
+    y, x = generator.integers(0, IMAGE - TILE + 1, size=(2, *present.shape))
     apart = np.maximum(abs(y[:, :, None] - y[:, None]), abs(x[:, :, None] - x[:, None])) >= TILE
     irrelevant = ~(present[:, :, None] & present[:, None]) | np.eye(MOST_TILES, dtype=bool)
-    good = (apart | irrelevant).all((1, 2))
-    return np.sort(np.where(present, y * IMAGE + x, _NO_TILE)[good], axis=1)
+    return np.sort(np.where(present, y * IMAGE + x, _NO_TILE), axis=1), (apart | irrelevant).all((1, 2))
 
 
 def _draw(corners: NDArray[np.int64]) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import urllib.error
 from pathlib import Path
 
 import torch
@@ -37,9 +36,9 @@ def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor]:
         with contextlib.redirect_stdout(sys.stderr):  # torchvision's download talks; stdout is for data
             train = dataset(str(folder), train=True, download=True).data
             test = dataset(str(folder), train=False, download=True).data
-    except (OSError, RuntimeError, urllib.error.URLError, ValueError, EOFError) as error:
+    except Exception as error:
         raise DataError(
-            f"{name}: not in {folder} and cannot be downloaded or read: {error}",
+            f"{name}: not in {folder} and cannot be downloaded or read: {str(error) or type(error).__name__}",
             f"put torchvision's {dataset.__name__}/raw folder there or name another folder with --data-dir",
         ) from error
     for images in (train, test):

@@ -58,7 +58,7 @@ def plan(
         slices=slices,
         attributes={},
         data=sets.describe() | {"calibrate_rows": analysis.n_samples},
-        bias_changes=changes,
+        bias_changes={n: change for key, change in changes.items() for n in subject.names(key)},
         made_plain=subject.plain,
     )
     return replace(made, attributes=_sizes(vae, example, made))
@@ -158,8 +158,7 @@ def _slices(subject: Subject, traced: Trace, removed: list[int]) -> tuple[Slice,
         kept = tuple(torch.nonzero(~channels).flatten().tolist())
         if not kept:
             raise TraceError(f"{key}: nothing of axis {axis} would stay")
-        names = next(names for _, names in subject.aliases if key in names)
-        slices += [Slice(name, axis, len(channels), kept) for name in names]
+        slices += [Slice(name, axis, len(channels), kept) for name in subject.names(key)]
     return tuple(slices)
 
 

@@ -39,6 +39,10 @@ class Watcher:
         """Before a site reads `value`."""
         return value
 
+    def known_result(self, call: int) -> Tensor | None:
+        """What a call will give, where that is known, so that it need not be computed again."""
+        return None
+
     def result(self, call: int, site: Site, value: Tensor) -> Tensor:
         """After a site wrote `value`."""
         return value
@@ -86,7 +90,8 @@ class _Mode(TorchFunctionMode):
         args, kwargs = list(args), dict(kwargs)
         place: Any = args if isinstance(site.operand, int) else kwargs
         place[site.operand] = self._watcher.operand(call, site, place[site.operand])
-        return self._watcher.result(call, site, func(*args, **kwargs))
+        known = self._watcher.known_result(call)
+        return self._watcher.result(call, site, func(*args, **kwargs) if known is None else known)
 
     def _where(self) -> str:
         return self._inside[-1] if self._inside else "the model"
@@ -133,6 +138,10 @@ class Subject:
         """The tensor behind a state-dict key."""
         return next(tensor for tensor, keys in self.aliases if key in keys)
 
+    def names(self, key: str) -> tuple[str, ...]:
+        """All state-dict keys of the tensor behind one of them."""
+        return next(keys for _, keys in self.aliases if key in keys)
+
     def run(self, what: Callable[[VAE], Any], watcher: Watcher) -> Any:
         """`what(model)` with `watcher` in view of each call; random numbers are the same in every run."""
         self.inside.clear()
@@ -141,11 +150,12 @@ class Subject:
 
 
 class Recorder(Watcher):
-    """Keeps what each site reads."""
+    """Keeps what each site reads and writes."""
 
     def __init__(self) -> None:
         self.sites: list[Site] = []
         self.operands: list[Tensor] = []
+        self.results: list[Tensor] = []
 
     def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note the site and its operand."""
@@ -153,11 +163,17 @@ class Recorder(Watcher):
         self.operands.append(value)
         return value
 
+    def result(self, call: int, site: Site, value: Tensor) -> Tensor:
+        """Note the result."""
+        self.results.append(value)
+        return value
+
 
 class Isolated(Watcher):
     """Gives every site what it read in an undisturbed run, so that a disturbance shows only where it is direct.
 
-    `reached`: per call, which channels of its operand (rows, channels) were disturbed before that.
+    The undisturbed run was of one row, and stands for each of `rows`. What a site then writes is known, too, so nothing
+    is multiplied again. `reached`: per call, which channels of its operand (rows, channels) were disturbed before that.
     """
 
     def __init__(self, undisturbed: Recorder, rows: int) -> None:
@@ -171,13 +187,20 @@ class Isolated(Watcher):
     def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note which channels differ, then hand over the undisturbed operand."""
         sites, operands = self._undisturbed.sites, self._undisturbed.operands
-        if call >= len(sites) or sites[call].key != site.key or operands[call].shape != value.shape:
+        known = call < len(sites) and sites[call].key == site.key
+        before = operands[call] if known else value
+        if not known or before.shape[1:] != value.shape[1:] or len(before) != 1 or len(value) != self.rows:
             raise TraceError(
-                f"{site.key}: is reached in another order or shape when the input changes; "
-                "control flow that depends on values cannot be followed"
+                f"{site.key}: is reached in another order or shape when the input changes, or its rows are not kept "
+                "apart; control flow that depends on values cannot be followed"
             )
-        self.reached[call] = by_channel(differs(value, operands[call]), site.operand_dim, self.rows)
-        return operands[call]
+        self.reached[call] = by_channel(differs(value, before), site.operand_dim, self.rows)
+        return before.expand_as(value)
+
+    def known_result(self, call: int) -> Tensor | None:
+        """The undisturbed result."""
+        result = self._undisturbed.results[call]
+        return result.expand(self.rows, *result.shape[1:])
 
     def passed(self, passenger: Passenger, value: Tensor) -> None:
         """Note which channels of a per-channel parameter were passed by a NaN."""
@@ -223,11 +246,16 @@ def _as(dtype: torch.dtype, batch: Batch) -> Batch:
 @contextlib.contextmanager
 def _reproducibly() -> Iterator[None]:
     """The same random numbers in each run, and no check that would reject a NaN."""
-    validating = torch.distributions.Distribution._validate_args
-    torch.distributions.Distribution.set_default_validate_args(False)
+    kind = torch.distributions.Distribution
+    usual = kind.__init__
+
+    def unchecked(self: Any, *args: Any, validate_args: bool | None = None, **kwargs: Any) -> None:
+        usual(self, *args[:2], **(kwargs | {"validate_args": False}))
+
+    kind.__init__ = unchecked  # type: ignore[method-assign]
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             yield
     finally:
-        torch.distributions.Distribution.set_default_validate_args(validating)
+        kind.__init__ = usual  # type: ignore[method-assign]

@@ -7,12 +7,13 @@ finite changes, and whatever those reach and the NaN did not makes the trace fai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vaeprune.adapters import AdaptedVAE
 from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE, Posterior
@@ -20,7 +21,9 @@ from vaeprune.surgery.probe import Isolated, Recorder, Subject, by_channel, diff
 from vaeprune.surgery.sites import Passenger, Site
 
 _FINITE_CHANGES = (1.37, -0.73)
-_PROBE_BYTES = 1 << 30
+_PROBE_BYTES = 1 << 29
+_TENSORS_ALIVE = 6  # of the largest tensor's size, at the deepest point of a forward pass
+_MOST_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ def trace(vae: VAE, example: Batch) -> Trace:
 
     Raises TraceError, naming the weight or latent, where something cannot be followed.
     """
+    if isinstance(vae, AdaptedVAE) and vae.reading.decode is None:
+        raise TraceError(
+            f"{type(vae.network).__name__}: z is made and read inside forward, so what reads it cannot be followed",
+            "give the model a method decode(z)",
+        )
     subject = Subject(vae, example)
     example = tuple(part[:1] for part in subject.example)
     refuse_restless(subject, example)
@@ -101,25 +109,24 @@ def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tupl
     size = subject.vae.latent_size
     condition = [part.expand(size, *part.shape[1:]) for part in example[1:]]
     generator = torch.Generator().manual_seed(0)
-    z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64)
-    z = z.to(example[0]).expand(size, *subject.vae.latent_shape)
+    z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64).to(example[0])
     each = torch.arange(size)
 
     def decode(change: float) -> Callable[[VAE], Tensor]:
-        disturbed = z.clone()
+        disturbed = z.repeat(size, *[1] * (z.dim() - 1))
         disturbed[each, each] += change
         return lambda vae: vae.decode(disturbed, *condition)
 
     before = Recorder()
-    undisturbed = subject.run(decode(0.0), before)
+    undisturbed = subject.run(lambda vae: vae.decode(z, *example[1:]), before)
     probe = Isolated(before, size)
     output = subject.run(decode(float("nan")), probe)
     _refuse_unknown(probe, lambda row: f"latent {row}", torch.ones(size, dtype=torch.bool))
-    leaks = by_channel(differs(output, undisturbed), 0, size).any(1)
+    leaks = differs(output, undisturbed).flatten(1).any(1)
     for change in _FINITE_CHANGES:
         finite = Isolated(before, size)
         again = subject.run(decode(change), finite)
-        leaks |= by_channel(differs(again, undisturbed), 0, size).any(1)
+        leaks |= differs(again, undisturbed).flatten(1).any(1)
         for call, reached in finite.reached.items():
             _refuse_swallowed(reached & ~probe.reached[call], before.sites[call].key, "latent")
     if leaks.any():
@@ -132,28 +139,25 @@ def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tupl
 
 
 def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
-    count = Recorder()
-    subject.run(lambda vae: vae.encode(*example), count)
-    room = sum(operand.numel() * operand.element_size() for operand in count.operands) or 1
-    chunk = max(1, _PROBE_BYTES // (2 * room))
+    before = Recorder()
+    at_rest: Posterior = subject.run(lambda vae: vae.encode(*example), before)
+    room = max((result.numel() * result.element_size() for result in before.results), default=1)
+    chunk = max(1, min(_MOST_ROWS, _PROBE_BYTES // (_TENSORS_ALIVE * room)))
     writers: list[Writer] = []
     passed: list[Passed] = []
-    calls = list(range(len(count.sites)))
-    reaching = [
-        call
-        for start in range(0, len(calls), chunk)
-        for call, row in _WriterProbe(
-            subject, example, [(c, None) for c in calls[start : start + chunk]]
-        ).reached_rows()
-        if row.any()
-    ]
+    calls = list(range(len(before.sites)))
+    reaching: list[int] = []
+    for start in range(0, len(calls), chunk):
+        probe = _WriterProbe(subject, example, before, at_rest, [(c, None) for c in calls[start : start + chunk]])
+        reaching += [call for call, row in probe.reached_rows() if row.any()]
     for call in reaching:
-        site = count.sites[call]
+        site = before.sites[call]
         channels = subject.weight(site.key).shape[site.output_axis]
         rows = torch.zeros(channels, subject.vae.latent_size, dtype=torch.bool)
         also_read: dict[int, str] = {}
         for start in range(0, channels, chunk):
-            probe = _WriterProbe(subject, example, [(call, c) for c in range(start, min(channels, start + chunk))])
+            targets = [(call, c) for c in range(start, min(channels, start + chunk))]
+            probe = _WriterProbe(subject, example, before, at_rest, targets)
             for (_, row), channel in zip(probe.reached_rows(), range(start, channels), strict=False):
                 rows[channel] = row
             also_read |= {start + r: key for r, key in probe.also_read().items()}
@@ -165,11 +169,16 @@ def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tupl
 class _WriterProbe:
     """One batch of probes of the encoder: row r disturbs one channel, or all, of what one call wrote."""
 
-    def __init__(self, subject: Subject, example: Batch, targets: list[tuple[int, int | None]]) -> None:
+    def __init__(
+        self,
+        subject: Subject,
+        example: Batch,
+        before: Recorder,
+        at_rest: Posterior,
+        targets: Sequence[tuple[int, int | None]],
+    ) -> None:
         self._targets = targets
         batch = tuple(part.expand(len(targets), *part.shape[1:]).clone() for part in example)
-        before = Recorder()
-        at_rest: Posterior = subject.run(lambda vae: vae.encode(*batch), before)
         self._probe = _Disturbed(before, targets, float("nan"))
         disturbed: Posterior = subject.run(lambda vae: vae.encode(*batch), self._probe)
         self.rows = self._reach(disturbed, at_rest)
@@ -211,7 +220,7 @@ class _WriterProbe:
 class _Disturbed(Isolated):
     """Changes row r of what a call wrote, in one channel or in all."""
 
-    def __init__(self, undisturbed: Recorder, targets: list[tuple[int, int | None]], change: float) -> None:
+    def __init__(self, undisturbed: Recorder, targets: Sequence[tuple[int, int | None]], change: float) -> None:
         super().__init__(undisturbed, len(targets))
         self.keys = [site.key for site in undisturbed.sites]
         self._change = change

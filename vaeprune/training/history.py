@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -86,9 +85,16 @@ def _entry(kind: type[_Entry], value: object, where: str) -> _Entry:
     arguments: dict[str, Any] = {}
     for name, given in value.items():
         numbers = given if isinstance(given, list) else [given]
-        if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        if not all(type(n) in (int, float) and abs(n) < 1e300 for n in numbers):
             raise StorageError(f"{where}: {name} holds {given!r:.80}, expected finite numbers")
         if isinstance(given, list) != str(fields[name].type).startswith("tuple"):
             raise StorageError(f"{where}: {name} holds {given!r:.80}, expected {fields[name].type}")
+        if str(fields[name].type) == "int" and type(given) is not int:
+            raise StorageError(f"{where}: {name} holds {given!r:.80}, expected a whole number")
         arguments[name] = tuple(given) if isinstance(given, list) else given
+    if len(arguments["variance"]) != len(arguments["posterior_variance"]):
+        raise StorageError(
+            f"{where}: has variances of {len(arguments['variance'])} and posterior variances of "
+            f"{len(arguments['posterior_variance'])} latents, expected as many"
+        )
     return kind(**arguments)

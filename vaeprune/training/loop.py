@@ -82,6 +82,10 @@ def train(
     rows = MemoryRows("array", rows) if isinstance(rows, Tensor) else rows
     options = options or Options()
     shape = to_shape(rows.row_shape, vae.input_shape, rows.name)
+    if rows.count < 2:
+        raise TrainingError(f"{rows.name}: holds {rows.count} row, expected at least 2 to train on")
+    first = rows.take(torch.arange(min(rows.count, _MEASURED_ROWS)))[0]
+    vae.likelihood.check_range(first, rows.name)
     vae = copy.deepcopy(vae).train()
     if len(shape) == 3:
         vae = vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast as NCHW for small convolutions on CPUs
@@ -91,13 +95,13 @@ def train(
     if resume:
         history = resume[0]
         _restore(vae, optimiser, generator, resume[1])
-    first = len(history.epochs) + 1
-    if first > options.epochs:
+    done_already = len(history.epochs)
+    if done_already >= options.epochs:
         raise TrainingError(
-            f"epochs: {len(history.epochs)} are done already, got {options.epochs}",
+            f"epochs: {done_already} are done already, got {options.epochs}",
             "ask for more with --epochs",
         )
-    for epoch in range(first, options.epochs + 1):
+    for epoch in range(done_already + 1, options.epochs + 1):
         run = _Epoch(vae, rows, shape, options, optimiser, generator, epoch)
         finished, trace = run(on_step)
         history = History((*history.epochs, finished), history.trace + trace)
@@ -124,7 +128,9 @@ class _Epoch:
         self.vae, self.rows, self.shape, self.options = vae, rows, shape, options
         self.optimiser, self.generator, self.epoch = optimiser, generator, epoch
         self.device = next(vae.parameters()).device
-        self.batches = math.ceil(rows.count / options.batch_size)
+        # BatchNorm cannot normalise a single row, so one that would be left over is left out
+        whole, rest = divmod(rows.count, options.batch_size)
+        self.batches = whole + (rest > 1)
         self.trace: list[TracePoint] = []
 
     def __call__(self, on_step: Callable[[Step], None] | None) -> tuple[Epoch, tuple[TracePoint, ...]]:
@@ -140,13 +146,18 @@ class _Epoch:
                 on_step(Step(self.epoch, batch, self.batches, loss, reconstruction, kl))
         loss, reconstruction, kl = (sums / seen).tolist()
         variance, posterior_variance = self._measure()
+        if not all(map(math.isfinite, (*variance, *posterior_variance))):
+            raise TrainingError(
+                f"epoch {self.epoch}: the latents became NaN or infinite in its last steps",
+                "lower --learning-rate; the last finished epoch is kept",
+            )
         finished = Epoch(self.epoch, loss, reconstruction, kl, variance, posterior_variance)
         return finished, tuple(self.trace)
 
     def _shuffled(self) -> Iterator[Tensor]:
         order = torch.randperm(self.rows.count, generator=self.generator)
         for indices in torch.split(order, self.options.batch_size):
-            if len(indices) > 1:  # BatchNorm cannot normalise a single row
+            if len(indices) > 1:
                 yield self._take(indices)
 
     def _take(self, indices: Tensor) -> Tensor:
@@ -205,7 +216,12 @@ def _restore(vae: BuiltVAE, optimiser: torch.optim.Adam, generator: torch.Genera
         odd = sorted(set(state) ^ expected)
         raise TrainingError(f"training state: does not belong to this network ({', '.join(odd[:3])} …)")
     for name, parameter in vae.named_parameters():
+        if state[f"step:{name}"].numel() != 1:
+            raise TrainingError(f"training state: step of {name} is not one number")
         for key in keys[1:]:
+            values = state[f"{key}:{name}"]
+            if not torch.isfinite(values).all() or (key == "exp_avg_sq" and (values < 0).any()):
+                raise TrainingError(f"training state: {key} of {name} holds values that no training leaves")
             if state[f"{key}:{name}"].shape != parameter.shape:
                 raise TrainingError(
                     f"training state: {key} of {name} has shape {tuple(state[f'{key}:{name}'].shape)}, "
@@ -213,4 +229,7 @@ def _restore(vae: BuiltVAE, optimiser: torch.optim.Adam, generator: torch.Genera
                 )
         moments = {key: state[f"{key}:{name}"].to(parameter.device, copy=True) for key in keys[1:]}
         optimiser.state[parameter] = {"step": state[f"step:{name}"].clone(), **moments}
-    generator.set_state(state["generator"])
+    try:
+        generator.set_state(state["generator"])
+    except (RuntimeError, TypeError) as error:
+        raise TrainingError(f"training state: its random state is damaged: {error}") from error
