@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import traceback
@@ -32,17 +34,32 @@ def run(arguments: Sequence[str]) -> int:
     except typer.TyperException as error:
         return _report(arguments, "UsageError", one_line(error.format_message()), "see --help")
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
+    except SystemExit as error:
+        # Typer and rich leave this way when whoever reads our output has gone, which is no failure
+        if not (isinstance(error.__context__, OSError) and error.__context__.errno == errno.EPIPE):
+            raise
+        return _silent()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone; not a failure
-        return DONE
+        return _silent()
+    except OSError as error:
+        return _report(arguments, "OSError", one_line(f"output cannot be written: {error.strerror or error}"), "")
     except MemoryError:
-        return _report(arguments, "MemoryError", "not enough memory", "try fewer rows with --rows")
+        return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
     except Exception as error:  # noqa: BLE001  the last resort: one line instead of a traceback, exit code 2
         what = one_line(f"{type(error).__name__}: {error}")
+        if "can't allocate memory" in what:  # torch has no exception of its own for that
+            return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
         return _report(arguments, "UnexpectedError", what, "this is a bug; VAEPRUNE_DEBUG=1 shows the traceback")
+    if code == INTERRUPTED:
+        print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else DONE
+
+
+def _silent() -> int:
+    """Nothing more is written to a reader that has gone, at exit neither."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return DONE
 
 
 def _report(arguments: Sequence[str], kind: str, message: str, hint: str) -> int:
@@ -50,7 +67,11 @@ def _report(arguments: Sequence[str], kind: str, message: str, hint: str) -> int
         traceback.print_exc()
     print(f"vaeprune: error: {message}" + (f"; {hint}" if hint else ""), file=sys.stderr)
     if "--json" in arguments:
-        print_json({"error": {"type": kind, "message": message, "hint": hint}})
+        with contextlib.suppress(OSError):
+            print_json({"error": {"type": kind, "message": message, "hint": hint}})
+            sys.stdout.flush()
+    if kind == "OSError":
+        _silent()
     return FAILED
 
 

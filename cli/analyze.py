@@ -26,7 +26,7 @@ def analyze(
     vae = o.open_model(model, reading, sets, device, quiet)
     with progress(quiet or json) as report:
         analysis = analyze_model(vae, sets, thresholds=limits.thresholds(), ablate=limits.ablate.value, progress=report)
-    command = command_for(analysis.advice, vae, model, rows, reading)
+    command = command_for(analysis.advice, vae, model, rows, reading, limits)
     analysis = dataclasses.replace(analysis, advice=dataclasses.replace(analysis.advice, command=command))
     if json:
         print_json({"model": model} | analysis.to_json())

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options as o
-from .output import print_json, progress
+from .output import print_json, progress, show
 
 
 @o.takes(o.Reading, o.Rows)
@@ -37,4 +37,4 @@ def encode(
     if json:
         print_json({"out": str(out), "shape": list(shape)})
     else:
-        print(f"{out}: {shape[0]:,} rows of {shape[1]} means")
+        show(f"{out}: {shape[0]:,} rows of {shape[1]} means")

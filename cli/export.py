@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from vaeprune.errors import UsageError
+from vaeprune.errors import OnnxMismatch, UsageError
 
 from . import options as o
-from .output import print_json
+from .output import note, print_json, show
 
 
 @o.takes(o.Reading)
@@ -36,13 +36,19 @@ def export(
     """
     from vaeprune.exporting import export as export_folder
     from vaeprune.model_folder import training_data
+    from vaeprune.verification import Tolerances
 
+    tolerances = Tolerances(onnx=onnx_tolerance)
     named = data or training_data(Path(model))
     if not named:
         raise UsageError("--data: is missing, and the model does not say what it was trained on")
     sets = o.Rows(named, data_dir=data_dir, rows=rows).open(input_range=reading.input_range)
     vae = o.open_model(model, reading, sets, o.Device.cpu, quiet)
-    errors, files = export_folder(vae, sets, out, onnx_tolerance, force)
+    try:
+        errors, files = export_folder(vae, sets, out, tolerances, force)
+    except OnnxMismatch as error:
+        note(f"vaeprune: {error}")
+        return 1
     if json:
         found = {
             "encoder_max_abs_error": errors.encoder_max_abs_error,
@@ -50,10 +56,10 @@ def export(
         }
         print_json({"out": str(out), "files": [str(f) for f in files], "onnx": found})
         return 0
-    print(
+    show(
         f"largest difference from PyTorch on rows of {named}: encoder {errors.encoder_max_abs_error:.3g}, "
         f"decoder {errors.decoder_max_abs_error:.3g}"
     )
     for file in files:
-        print(f"    {file}  {file.stat().st_size:,} bytes")
+        show(f"    {file}  {file.stat().st_size:,} bytes")
     return 0

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from vaeprune.errors import one_line
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,10 +43,15 @@ def _console(stderr: bool) -> Console:
     return console
 
 
+def show(text: str) -> None:
+    """Lines on stdout; names and texts from files cannot steer the terminal."""
+    print("\n".join(one_line(line) for line in text.split("\n")))
+
+
 def note(text: str, quiet: bool = False) -> None:
     """A line on stderr for the person who waits."""
     if not quiet:
-        print(text, file=sys.stderr)
+        print(one_line(text), file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -72,7 +79,8 @@ def print_analysis(analysis: Analysis, title: str) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left", caption_justify="left", box=None, pad_edge=False)
+    show(title)
+    table = Table(box=None, pad_edge=False)
     for name in ("no.", "variance", "± 95%", "mean σ²", "sum", "KL nats", "ablation nats", "noise"):
         table.add_column(name, justify="right")
     table.add_column("verdict")
@@ -94,18 +102,18 @@ def print_analysis(analysis: Analysis, title: str) -> None:
     if analysis.joint_ablation_cost is not None:
         joint = f"; fixing all inactive ones at once costs {analysis.joint_ablation_cost:.4f} nats"
     counts = ", ".join(f"{len(analysis.indices(v))} {v}" for v in ("active", "inactive", "mixed"))
-    print(f"\n{analysis.latent_size} latents: {counts}{joint}")
-    print("sum = variance + mean σ², 1 where the latent's scale is free and training is at rest")
-    print(f"\nadvice: {analysis.advice.action}: {analysis.advice.reason}")
+    show(f"\n{analysis.latent_size} latents: {counts}{joint}")
+    show("sum = variance + mean σ², 1 where the latent's scale is free and training is at rest")
+    show(f"\nadvice: {analysis.advice.action}: {analysis.advice.reason}")
     if analysis.advice.command:
-        print(f"    {analysis.advice.command}")
+        show(f"    {analysis.advice.command}")
 
 
 def print_sizes(latents: tuple[int, int], weights: tuple[int, int]) -> None:
     """Before and after."""
-    print(f"\n{'':14}{'before':>12}{'after':>12}")
-    print(f"{'latents':14}{latents[0]:>12,}{latents[1]:>12,}")
-    print(f"{'weights':14}{weights[0]:>12,}{weights[1]:>12,}   {1 - weights[1] / weights[0]:.1%} fewer")
+    show(f"\n{'':14}{'before':>12}{'after':>12}")
+    show(f"{'latents':14}{latents[0]:>12,}{latents[1]:>12,}")
+    show(f"{'weights':14}{weights[0]:>12,}{weights[1]:>12,}   {1 - weights[1] / weights[0]:.1%} fewer")
 
 
 def print_evidence(evidence: Evidence) -> None:
@@ -121,10 +129,10 @@ def print_evidence(evidence: Evidence) -> None:
     for gate in evidence.gates:
         word = Text("passed", style="green") if gate.passed else Text("FAILED", style="bold red")
         table.add_row(gate.name, f"{gate.measured:.3g}", f"{gate.limit:.3g}", word)
-    print(f"\nevidence from {evidence.n_samples:,} rows that had no part in choosing what to cut")
+    show(f"\nevidence from {evidence.n_samples:,} rows that had no part in choosing what to cut")
     stdout().print(table)
     low, high = evidence.sampling.ci95
-    print(
+    show(
         f"ELBO: {-evidence.sampling.elbo_difference:+.4f} nats per row (95%: {-high:+.4f} to {-low:+.4f}), "
         "positive = the second model is better"
     )

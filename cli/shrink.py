@@ -10,7 +10,7 @@ import typer
 from vaeprune.errors import UsageError, VerificationFailed
 
 from . import options as o
-from .output import note, print_analysis, print_evidence, print_json, print_sizes, progress
+from .output import note, print_analysis, print_evidence, print_json, print_sizes, progress, show
 
 if TYPE_CHECKING:
     from vaeprune.shrinking import Shrunk
@@ -76,19 +76,19 @@ def _print(shrunk: Shrunk, title: str, dry_run: bool) -> None:
     if shrunk.analysis:
         print_analysis(shrunk.analysis, f"{title}, {shrunk.analysis.n_samples:,} rows")
     if shrunk.plan is None:
-        print("\nnothing to cut, so nothing was written")
+        show("\nnothing to cut, so nothing was written")
         return
     print_sizes(shrunk.latent_size, shrunk.parameters)
     if dry_run:
-        print(f"\nplan: remove latents {', '.join(map(str, shrunk.plan.removed_latents))}")
+        show(f"\nplan: remove latents {', '.join(map(str, shrunk.plan.removed_latents))}")
         for cut in shrunk.plan.slices:
-            print(f"    {cut.key}: axis {cut.axis}, {cut.size} to {len(cut.kept)}")
+            show(f"    {cut.key}: axis {cut.axis}, {cut.size} to {len(cut.kept)}")
         for key in shrunk.plan.bias_changes:
-            print(f"    {key}: takes over the removed latents' constants")
-        print("dry run: nothing was written")
+            show(f"    {key}: takes over the removed latents' constants")
+        show("dry run: nothing was written")
     if shrunk.evidence:
         print_evidence(shrunk.evidence)
     if shrunk.out:
-        print("\nfiles:")
+        show("\nfiles:")
         for path in sorted(shrunk.out.iterdir()):
-            print(f"    {path}  {path.stat().st_size:,} bytes")
+            show(f"    {path}  {path.stat().st_size:,} bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from enum import Enum
@@ -14,7 +15,7 @@ import typer
 from vaeprune.errors import UsageError
 
 from . import options as o
-from .output import note, print_json, stderr
+from .output import note, print_json, show, stderr
 
 if TYPE_CHECKING:
     from vaeprune.training import Trained
@@ -99,7 +100,8 @@ def train(
 ) -> None:
     """Train a VAE, by default the paper's.
 
-    Ctrl-C keeps the last finished epoch."""
+    Ctrl-C keeps the last finished epoch.
+    """
     from vaeprune import training_run
 
     if out is None:
@@ -112,8 +114,15 @@ def train(
     }  # fmt: skip
     given = {k: v.value if isinstance(v, Enum) else v for k, v in wished.items() if v is not None}
     torch_device = o.torch_device(device)
+    finished: list[int] = []
     try:
-        with _progress(quiet or json) as (on_step, on_epoch):
+        with _progress(quiet or json) as (on_step, show_epoch):
+
+            def on_epoch(trained: Trained) -> None:
+                finished.append(len(trained.history.epochs))
+                if show_epoch:
+                    show_epoch(trained)
+
             shared: dict[str, Any] = {"folder": data_dir, "device": torch_device, "keep_state": keep_state}
             shared |= {"on_step": on_step, "on_epoch": on_epoch}
             if resume:
@@ -124,15 +133,19 @@ def train(
                 recipe = training_run.Recipe(**given)
                 trained = training_run.run(recipe, out, **shared, force=force)
     except KeyboardInterrupt:
-        if (out / "config.json").exists():
-            note(f"{out} holds the last finished epoch; go on with: vaeprune train --resume --out {out}")
+        if finished or resume:
+            again = ["vaeprune", "train", "--resume", "--out", str(out), "--device", device.value]
+            again += ["--data-dir", str(data_dir)] if data_dir else []
+            again += ["--data", data] if data and ":" in data else []
+            again += ["--epochs", str(epochs)] if resume and epochs else []
+            note(f"{out} holds the last finished epoch; go on with: {shlex.join(again)}")
         raise
     last = trained.history.epochs[-1]
     if json:
         shares = {"loss": last.loss, "reconstruction": last.reconstruction, "kl": last.kl}
         print_json({"out": str(out), "epochs": last.epoch, **shares, "n_inactive": last.n_inactive})
         return
-    print(
+    show(
         f"{out}: {last.epoch} epochs, loss {last.loss:.2f} nats per row (reconstruction {last.reconstruction:.2f}, "
         f"KL {last.kl:.2f}), {last.n_inactive} of {len(last.variance)} latents inactive"
     )

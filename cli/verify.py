@@ -46,6 +46,9 @@ def verify(
         refuse_other_weights(a.network.state_dict(), known)
     else:
         note(f"{smaller} holds no plan: what was removed is not known, so nothing is compared exactly", quiet)
+    there = [name for name in (ENCODER, DECODER) if (smaller / name).exists()]
+    if len(there) == 1:
+        note(f"{smaller} holds {ENCODER if there == [DECODER] else DECODER} no more: ONNX is not compared", quiet)
     onnx = smaller if (smaller / ENCODER).exists() and (smaller / DECODER).exists() else None
     evidence = verify_models(a, b, sets, known, onnx=onnx, tolerances=gates.tolerances())
     if json:

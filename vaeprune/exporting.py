@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from vaeprune.data import DataSets
-from vaeprune.errors import ExportError
+from vaeprune.errors import OnnxMismatch
 from vaeprune.onnx_export import DECODER, ENCODER, OnnxErrors, export_onnx, onnx_errors
 from vaeprune.posterior import VAE
 from vaeprune.storage import new_folder
+from vaeprune.verification import Tolerances
 
 
 def export(
-    vae: VAE, data: DataSets, out: Path, tolerance: float, force: bool = False
+    vae: VAE, data: DataSets, out: Path, tolerances: Tolerances, force: bool = False
 ) -> tuple[OnnxErrors, tuple[Path, Path]]:
     """Write encoder.onnx and decoder.onnx into the new folder `out`, checked on the verify rows of `data`.
 
-    Raises ExportError, with nothing written, if they differ from PyTorch by more than `tolerance` of the output range.
+    Raises OnnxMismatch, with nothing written, if they differ from PyTorch by more than `tolerances.onnx` of the output
+    range.
     """
     with new_folder(out, force) as folder:
         export_onnx(vae, folder)
@@ -25,9 +27,10 @@ def export(
             (ENCODER, errors.encoder_max_abs_error, errors.encoder_range),
             (DECODER, errors.decoder_max_abs_error, errors.decoder_range),
         ):
-            if not error <= tolerance * max(span, 1e-12):
-                raise ExportError(
-                    f"{name}: differs from PyTorch by {error:.3g}, allowed are {tolerance:.3g} of the range {span:.3g}",
+            if not error <= tolerances.onnx * max(span, 1e-12):
+                raise OnnxMismatch(
+                    f"{name}: differs from PyTorch by {error:.3g}, allowed are {tolerances.onnx:.3g} of the range "
+                    f"{span:.3g}",
                     "nothing was written",
                 )
     return errors, (out / ENCODER, out / DECODER)

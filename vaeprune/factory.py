@@ -44,13 +44,13 @@ def call(
     factory: Callable[..., Any], arguments: Mapping[str, Any], path: str, error_class: type[VaepruneError] = ModelError
 ) -> Any:
     """`factory(**arguments)`; whatever it raises becomes one line with its words, its file and line."""
-    with contextlib.suppress(ValueError):  # some classes of C have no signature
+    if not _takes(factory, arguments):
+        made = factory.__init__ if inspect.isclass(factory) else factory
+        code = getattr(inspect.unwrap(made), "__code__", None)
+        at = f" at {Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""
         try:
-            inspect.signature(factory).bind(**arguments)
+            return factory(**arguments)
         except TypeError as error:
-            made = factory.__init__ if inspect.isclass(factory) else factory
-            code = getattr(inspect.unwrap(made), "__code__", None)
-            at = f" at {Path(code.co_filename).name}:{code.co_firstlineno}" if code else ""
             raise error_class(f"{path}: {error}{at}", "pass what it takes as --model-arg name=value") from error
     with own_words(path, error_class):
         return factory(**arguments)
@@ -75,6 +75,19 @@ def quoted(error: BaseException) -> str:
     words = " | ".join(line.strip() for line in str(error).splitlines() if line.strip())
     kind = "it called exit" if isinstance(error, SystemExit) else type(error).__name__
     return f"{kind}: {words[:300]}{at}"
+
+
+def _takes(factory: Callable[..., Any], arguments: Mapping[str, Any]) -> bool:
+    """Whether the signature allows these arguments; True where there is none to be read."""
+    try:
+        signature = inspect.signature(factory)
+    except (ValueError, TypeError):
+        return True
+    try:
+        signature.bind(**arguments)
+    except TypeError:
+        return False
+    return True
 
 
 def parse_arguments(texts: list[str]) -> dict[str, Any]:

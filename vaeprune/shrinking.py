@@ -17,7 +17,7 @@ from vaeprune.analysis.analysis import Ablate, Progress
 from vaeprune.analysis.latents import Thresholds
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets, as_data
-from vaeprune.errors import ModelError, VerificationFailed
+from vaeprune.errors import ModelError, VerificationFailed, one_line
 from vaeprune.model_folder import CARD, ModelFolder, describe, write_model_folder
 from vaeprune.onnx_export import export_onnx
 from vaeprune.posterior import VAE
@@ -151,7 +151,7 @@ def _write(
 
 def shrunk_card(model: ModelFolder, plan: Plan, evidence: Evidence) -> str:
     """The README.md of a model that was cut."""
-    source = (model.shrunk or {}).get("source") or "a VAE"
+    source = one_line((model.shrunk or {}).get("source") or "a VAE")
     removed, kept = (", ".join(map(str, latents)) for latents in (plan.removed_latents, plan.kept_latents))
     gates = "\n".join(f"| {gate.name} | {gate.measured:.3g} | {gate.limit:.3g} |" for gate in evidence.gates)
     return f"""# Shrunk from {source}: {plan.latent_size} to {len(plan.kept_latents)} latents

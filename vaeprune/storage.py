@@ -33,6 +33,11 @@ _RENAME_EXCHANGE = 2
 
 def refuse_existing(target: Path, force: bool) -> None:
     """Raise StorageError if `target` is in the way. Call it before hours of work, not only after them."""
+    with _named(target):
+        _refuse_existing(target, force)
+
+
+def _refuse_existing(target: Path, force: bool) -> None:
     if target.is_symlink() or target.exists():
         if not force:
             raise StorageError(f"{target}: already exists", "choose another name or pass --force to replace it")
@@ -74,11 +79,9 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     refuse_existing(target, force)
     if force:
         refuse_foreign_folder(target)
-    with _named(target):
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}{_MARK}", dir=target.absolute().parent))
-    try:
-        with _named(target):
+    with _named(target), _parents(target):
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:60]}{_MARK}", dir=target.absolute().parent))
+        try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             for path in sorted(temporary.rglob("*")):
@@ -87,8 +90,8 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
             _flush(temporary)
             refuse_existing(target, force)  # it may have appeared meanwhile
             _put_in_place(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -97,18 +100,34 @@ def new_file(target: Path, force: bool = False) -> Iterator[Path]:
     refuse_existing(target, force)
     if target.is_dir():
         raise StorageError(f"{target}: is a folder, expected a file name")
-    with _named(target):
-        target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.absolute().parent / f".{target.name}{_MARK}{os.getpid()}"
-    try:
-        with _named(target):
+    with _named(target), _parents(target):
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:60]}{_MARK}", dir=target.absolute().parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
             yield temporary
+            temporary.chmod(0o666 & ~_umask())
             _flush(temporary)
             refuse_existing(target, force)
             temporary.replace(target)
             _flush(target.absolute().parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _parents(target: Path) -> Iterator[None]:
+    """Make the folders above `target`; those that were made are removed again if the writing fails."""
+    parent = target.absolute().parent
+    made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
+    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from vaeprune.architectures import BuiltVAE, Initialisation, build, initialise
 from vaeprune.architectures.convolutional import DECODER_CHANNELS, ENCODER_CHANNELS
 from vaeprune.data import MemoryRows, training_images
-from vaeprune.errors import StorageError, TrainingError, UsageError
+from vaeprune.errors import StorageError, TrainingError, UsageError, one_line
 from vaeprune.likelihood import Kind, Likelihood, Output
 from vaeprune.model_folder import ModelFolder, describe, read_model_folder, write_model_folder
 from vaeprune.storage import refuse_existing, refuse_foreign_folder
@@ -189,11 +189,11 @@ def trained_card(model: ModelFolder, recipe: Recipe, out: Path) -> str:
     """The README.md of a freshly trained model."""
     last = model.history.epochs[-1]
     weights = sum(p.numel() for p in model.vae.parameters())
-    return f"""# A VAE of {recipe.data}
+    return f"""# A VAE of {one_line(recipe.data)}
 
 {describe(model.vae)}; {weights:,} weights.
 
-    {recipe.command(out.name)}
+    {one_line(recipe.command(out.name))}
 
 After {last.epoch} epochs its loss is {last.loss:.2f} nats per row on the training rows (reconstruction
 {last.reconstruction:.2f}, KL {last.kl:.2f}). Of its {len(last.variance)} latents {last.n_inactive} have a variance

@@ -127,7 +127,7 @@ class Evidence:
         sampling = entry["sampling"]
         return cls(
             entry["n_samples"],
-            entry["output_range"],
+            _infinite(entry["output_range"]),
             part(Exact, "exact"),
             part(Error, "mean_path"),
             Sampling(
@@ -135,7 +135,7 @@ class Evidence:
             ),
             part(Error, "prior_samples"),
             part(OnnxErrors, "onnx"),
-            tuple(Gate(g["name"], _infinite(g["measured"]), g["limit"]) for g in entry["gates"]),
+            tuple(Gate(g["name"], _infinite(g["measured"]), _infinite(g["limit"])) for g in entry["gates"]),
         )
 
 
@@ -159,6 +159,8 @@ def verify(
     limits = tolerances or Tolerances()
     sets = as_data(data, int(plan.data.get("seed", seed)) if plan else seed)
     a, b = as_vae(original, sets), as_vae(smaller, sets)
+    if math.prod(a.input_shape) != math.prod(b.input_shape):
+        raise ModelError(f"models: take rows of shape {a.input_shape} and {b.input_shape}, expected the same")
     kept = _kept_latents(a, b, plan)
     with measuring(a, b):
         comparison = _Comparison(a, b, kept, plan, seed)

@@ -53,13 +53,11 @@ def _pythae(folder: Path) -> tuple[nn.Module, Likelihood]:
     entry = read_json(folder / "model_config.json", "pythae model's config")
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(name, str):
-        raise ModelError(f"{folder / 'model_config.json'}: got the model {name!r:.60}, expected a name")
+        raise _unknown(folder, name)
     if name in _REFUSED:
         raise ModelError(f"{folder}: {name} cannot be analysed: {_REFUSED[name]}")
     if name not in _PYTHAE:
-        raise ModelError(
-            f"{folder / 'model_config.json'}: got the model {name!r}, expected one of {', '.join(_PYTHAE)}"
-        )
+        raise _unknown(folder, name)
     custom = [n for n in ("encoder.pkl", "decoder.pkl") if (folder / n).exists()]
     if custom:
         raise StorageError(
@@ -76,6 +74,11 @@ def _pythae(folder: Path) -> tuple[nn.Module, Likelihood]:
     load_into(network, read_checkpoint(folder / "model.pt"), folder / "model.pt")
     bernoulli = entry.get("reconstruction_loss") == "bce"
     return network, Likelihood("bernoulli", "mean") if bernoulli else Likelihood("gaussian", "mean")
+
+
+def _unknown(folder: Path, name: object) -> ModelError:
+    where = folder / "model_config.json"
+    return ModelError(f"{where}: got the model {name!r:.60}, expected one of {', '.join(_PYTHAE)}")
 
 
 def _diffusers(folder: Path) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -74,14 +74,16 @@ class StreamedRows:
 
     def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
         """Batches of up to `size` rows; each is valid until the next is asked for."""
+        read = 0
         for block in limited_blocks(self._source, self._limit):
+            for part in block:
+                _refuse_non_finite(torch.from_numpy(part), self.name, read)
+            read += len(block[0])
             if self._choose is not None:
                 chosen = self._choose(row_hashes(block[0], self._seed))
                 block = tuple(part[chosen] for part in block)
             for start in range(0, len(block[0]), size):
                 parts = [torch.from_numpy(part[start : start + size]) for part in block]
-                for part in parts:
-                    _refuse_non_finite(part, self.name)
                 yield as_batch(parts, dtype, self._span)
 
 
@@ -150,7 +152,7 @@ def _limited(count: int | None, limit: int | None) -> int | None:
     return count if limit is None or count is None else min(count, limit)
 
 
-def _refuse_non_finite(tensor: Tensor, name: str) -> None:
+def _refuse_non_finite(tensor: Tensor, name: str, start: int = 0) -> None:
     if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-        bad: Any = torch.nonzero(~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1))[0].item()
-        raise DataError(f"{name}: NaN or infinite values, first in row {bad} of a batch; expected finite numbers")
+        bad = int(torch.nonzero(~torch.isfinite(tensor.reshape(len(tensor), -1)).all(1))[0])
+        raise DataError(f"{name}: NaN or infinite values, first in row {start + bad}; expected finite numbers")

@@ -78,6 +78,8 @@ def open_data(
     Raises DataError.
     """
     _refuse_rows(rows)
+    if not 0 <= seed < 2**63:
+        raise DataError(f"seed: got {seed}, expected a whole number from 0 to 2^63")
     first, second = open_sources(str(data), folder, condition)
     if held_out is not None:
         second = open_sources(str(held_out), folder, condition)[0]
@@ -153,6 +155,8 @@ def open_sources(data: str, folder: Path | None, condition: str | None = None) -
 
 def _open_path(data: str, condition: str | None) -> Source:
     path = Path(data)
+    if not data:
+        raise DataError("data: got an empty name", f"name {', '.join(NAMED)}, a file or a folder")
     if ":" in data and not path.exists():
         return as_source(data, call(import_path(data), {}, data, DataError), condition)
     if path.is_dir():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vaeprune.adapters import AdaptedVAE
 from vaeprune.adapters.adapted import unwrapped
 from vaeprune.adapters.copying import copied, make_plain, replace_tensors
-from vaeprune.errors import PlanError
+from vaeprune.errors import ModelError, PlanError
 from vaeprune.storage import weights_sha256
 from vaeprune.surgery.plan import Plan
 
@@ -33,7 +33,10 @@ def cut_any_weights(model: M, plan: Plan) -> M:
     network = copied(network_of(model))
     if plan.made_plain:
         make_plain(network)
-    replace_tensors(network, apply(network.state_dict(), plan), plan.attributes)
+    try:
+        replace_tensors(network, apply(network.state_dict(), plan), plan.attributes)
+    except ModelError as error:
+        raise PlanError(error.message, error.hint) from error
     if isinstance(model, AdaptedVAE):
         return model.with_network(network, len(plan.kept_latents))  # type: ignore[return-value]
     return network  # type: ignore[return-value]

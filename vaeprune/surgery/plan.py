@@ -107,6 +107,9 @@ class Plan:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error
+        seed = plan.data.get("seed")
+        if type(seed) is not int or not 0 <= seed < 2**63:
+            raise PlanError(f"{where}: the seed of its split is {seed!r:.40}, expected a whole number of at least 0")
         if sorted(bias_changes) != entry.get("bias_changes"):
             raise PlanError(f"{where}: its bias changes are not those in {NUMBERS}", "restore both from one source")
         removed = plan.removed_latents
@@ -140,8 +143,8 @@ def read_plan(path: Path) -> Plan:
 
 def _removal(entry: Any) -> Removal:
     constant = entry["constant"]
-    if isinstance(constant, bool) or not isinstance(constant, (int, float)):
-        raise TypeError(f"constant is {constant!r}")
+    if type(constant) not in (int, float) or not abs(constant) < 1e300:
+        raise TypeError(f"constant is {constant!r:.40}")
     return Removal(
         _checked(entry["latent"], int),
         float(constant),

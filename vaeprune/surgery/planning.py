@@ -23,6 +23,7 @@ from vaeprune.surgery.sizes import first_that_works, layer_sizes, own_sizes, ref
 from vaeprune.surgery.trace import Trace, trace
 
 _EXAMPLE_ROWS = 8
+_ZERO = 1e-6
 
 
 def plan(
@@ -44,9 +45,12 @@ def plan(
         raise PlanError("nothing to cut: no latent is inactive", analysis.advice.reason)
     sets = as_data(data, analysis.seed)
     vae = as_vae(model, sets)
+    if vae.latent_size != analysis.latent_size:
+        raise PlanError(f"analysis: is of {analysis.latent_size} latents, the model has {vae.latent_size} latents")
     example: Batch = next(iter(batches_for(vae, sets.select, _EXAMPLE_ROWS)))
     traced = trace(vae, example)
     refuse_inseparable(traced, removed)
+    _refuse_leaks(traced, analysis, removed)
     subject = Subject(vae, example)
     constants, changes = _constants(subject, traced, analysis, removed)
     slices = _slices(subject, traced, removed)
@@ -67,7 +71,8 @@ def plan(
 def chosen_latents(analysis: Analysis, keep: Collection[int], remove: Collection[int]) -> list[int]:
     """The latents to remove, none if nothing is idle; raises PlanError if the wishes contradict, miss or leave nothing.
 
-    Where all are inactive the posterior has collapsed: that is a diagnosis, not a cut, and nothing is chosen.
+    Where all are inactive the posterior has collapsed, and where the advice is to refuse, variances say nothing: that
+    is a diagnosis, not a cut, and only what is asked for with `remove` goes.
     """
     for name, wished in (("keep", keep), ("remove", remove)):
         unknown = sorted(i for i in wished if not 0 <= i < analysis.latent_size)
@@ -79,7 +84,8 @@ def chosen_latents(analysis: Analysis, keep: Collection[int], remove: Collection
     both = sorted(set(keep) & set(remove))
     if both:
         raise PlanError(f"latents {both} are both to be kept and to be removed")
-    removed = sorted((set(analysis.indices("inactive")) | set(remove)) - set(keep))
+    idle = set() if analysis.advice.action == "refuse" else set(analysis.indices("inactive"))
+    removed = sorted((idle | set(remove)) - set(keep))
     if len(removed) == analysis.latent_size:
         if not remove:
             return []
@@ -111,6 +117,16 @@ def refuse_inseparable(traced: Trace, removed: list[int]) -> None:
         for channel, reader in writer.also_read_by.items():
             if (writer.rows[channel] & gone).any():
                 raise TraceError(f"{writer.site.key}: row {channel} makes a latent and is also read by {reader}")
+
+
+def _refuse_leaks(traced: Trace, analysis: Analysis, removed: list[int]) -> None:
+    """Latents that reach the output without a weight can go only if they are 0 anyway, as in an inner product."""
+    leaking = torch.nonzero(traced.leaks).flatten().tolist()
+    free = all(i in leaking and abs(analysis.latents[i].mean) <= _ZERO for i in removed)
+    if leaking and not free:
+        raise TraceError(
+            f"decoder: latents {_some(leaking)} reach the output without passing a weight that could be cut"
+        )
 
 
 def _some(latents: list[int]) -> str:

@@ -187,12 +187,17 @@ class Isolated(Watcher):
     def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note which channels differ, then hand over the undisturbed operand."""
         sites, operands = self._undisturbed.sites, self._undisturbed.operands
-        known = call < len(sites) and sites[call].key == site.key
-        before = operands[call] if known else value
-        if not known or before.shape[1:] != value.shape[1:] or len(before) != 1 or len(value) != self.rows:
+        if call >= len(sites) or sites[call].key != site.key:
             raise TraceError(
-                f"{site.key}: is reached in another order or shape when the input changes, or its rows are not kept "
-                "apart; control flow that depends on values cannot be followed"
+                f"{site.key}: is reached in another order or shape when the input changes; "
+                "control flow that depends on values cannot be followed"
+            )
+        before = operands[call]
+        if before.shape[1:] != value.shape[1:] or len(before) != 1 or len(value) != self.rows:
+            raise TraceError(
+                f"{site.key}: what it reads, of shape {tuple(value.shape)}, does not keep the batch of {self.rows} "
+                "rows in its first dimension",
+                "keep rows apart in encode and decode",
             )
         self.reached[call] = by_channel(differs(value, before), site.operand_dim, self.rows)
         return before.expand_as(value)
@@ -212,7 +217,10 @@ class Isolated(Watcher):
         tensors = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Tensor)]
         for tensor in tensors:
             if tensor.is_floating_point() and tensor.isnan().any():
-                rows = tensor.isnan().reshape(len(tensor), -1).any(1)
+                dims = [dim for dim, size in enumerate(tensor.shape) if size == self.rows]
+                rows = torch.ones(self.rows, dtype=torch.bool)
+                if len(dims) == 1 or (dims and dims[0] == 0):
+                    rows = tensor.isnan().movedim(dims[0], 0).reshape(self.rows, -1).any(1)
                 self.unknowns.append((f"{call.function} with {', '.join(call.keys)} in {where}", rows))
 
     def mixed(self, function: str, value: Tensor, where: str) -> None:

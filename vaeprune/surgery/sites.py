@@ -94,9 +94,9 @@ def classify(
     elif name in _CONV_TRANSPOSE:
         found = _transposed(_bound(_TRANSPOSED_ARGUMENTS, args, kwargs), views, _CONV_TRANSPOSE[name])
     elif name in _MATMUL:
-        found = _matmul(_bound(("input", "weight"), args, kwargs), views)
+        found = _matmul(_bound(("input", "other"), args, kwargs), views)
     elif name == "addmm":
-        found = _matmul(_bound(("bias", "input", "weight"), args, kwargs), views)
+        found = _matmul(_bound(("bias", "mat1", "mat2"), args, kwargs), views)
     elif name == "batch_norm":
         found = _batch_norm(_bound(_NORM_ARGUMENTS, args, kwargs), views)
     elif name == "prelu":
@@ -206,7 +206,10 @@ def _transposed(a: _Arguments, views: Views, spatial: int) -> Site | None:
 
 
 def _matmul(a: _Arguments, views: Views) -> Site | None:
-    if a["weight"].dim() != 2:
+    for name, usual in (("other", "weight"), ("mat2", "weight"), ("mat1", "input"), ("input", "bias")):
+        if name in a and usual not in a and not (name == "input" and "mat1" not in a.places):
+            a[usual], a.places[usual] = a[name], a.places[name]
+    if not {"input", "weight"} <= set(a) or a["weight"].dim() != 2:
         return None
     return _site(a, views, (0, 1), (-1, -1), True)
 

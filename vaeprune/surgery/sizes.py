@@ -29,15 +29,19 @@ _LAYERS = {
     nn.BatchNorm3d: {0: "num_features"},
     nn.PReLU: {0: "num_parameters"},
 }
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LATENT = re.compile(r"lat|(^|_)n?z($|_|dim)|code|embed", re.IGNORECASE)
 
 
 def layer_sizes(network: nn.Module, slices: tuple[Slice, ...]) -> dict[str, int]:
     """What torch's layers note about tensors that are cut."""
-    sizes = {}
+    sizes: dict[str, int] = {}
     for cut in slices:
         owner, _, name = cut.key.rpartition(".")
         module = network.get_submodule(owner)
+        if isinstance(module, _CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1:
+            sizes |= {f"{owner}.{n}".lstrip("."): len(cut.kept) for n in ("in_channels", "out_channels", "groups")}
+            continue
         for kind, names in _LAYERS.items():
             told = name == "weight" or kind.__name__.startswith("BatchNorm")
             if isinstance(module, kind) and told and cut.axis in names:

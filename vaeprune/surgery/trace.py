@@ -20,6 +20,7 @@ from vaeprune.posterior import VAE, Posterior
 from vaeprune.surgery.probe import Isolated, Recorder, Subject, by_channel, differs
 from vaeprune.surgery.sites import Passenger, Site
 
+_SWALLOWED = "but a NaN did not show that; a function on the way hides NaN"
 _FINITE_CHANGES = (1.37, -0.73)
 _PROBE_BYTES = 1 << 29
 _TENSORS_ALIVE = 6  # of the largest tensor's size, at the deepest point of a forward pass
@@ -58,13 +59,15 @@ class Passed:
 class Trace:
     """Everything that makes and reads the latents of one model.
 
-    `mixers`: functions between the latents and what reads them that let every latent see the others.
+    `leaks` (D,): latents that reach the output without passing a weight. `mixers`: functions between the latents and
+    what reads them that let every latent see the others.
     """
 
     readers: tuple[Reader, ...]
     writers: tuple[Writer, ...]
     passed: tuple[Passed, ...]
     latent_size: int
+    leaks: Tensor
     mixers: tuple[str, ...] = ()
 
 
@@ -81,9 +84,9 @@ def trace(vae: VAE, example: Batch) -> Trace:
     subject = Subject(vae, example)
     example = tuple(part[:1] for part in subject.example)
     refuse_restless(subject, example)
-    readers, read_on_the_way, mixers = _readers(subject, example)
+    readers, read_on_the_way, mixers, leaks = _readers(subject, example)
     writers, written_on_the_way = _writers(subject, example)
-    return Trace(readers, writers, read_on_the_way + written_on_the_way, vae.latent_size, mixers)
+    return Trace(readers, writers, read_on_the_way + written_on_the_way, vae.latent_size, leaks, mixers)
 
 
 def refuse_restless(subject: Subject, example: Batch) -> None:
@@ -105,7 +108,9 @@ def refuse_restless(subject: Subject, example: Batch) -> None:
             )
 
 
-def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tuple[Passed, ...], tuple[str, ...]]:
+def _readers(
+    subject: Subject, example: Batch
+) -> tuple[tuple[Reader, ...], tuple[Passed, ...], tuple[str, ...], Tensor]:
     size = subject.vae.latent_size
     condition = [part.expand(size, *part.shape[1:]) for part in example[1:]]
     generator = torch.Generator().manual_seed(0)
@@ -128,14 +133,10 @@ def _readers(subject: Subject, example: Batch) -> tuple[tuple[Reader, ...], tupl
         again = subject.run(decode(change), finite)
         leaks |= differs(again, undisturbed).flatten(1).any(1)
         for call, reached in finite.reached.items():
-            _refuse_swallowed(reached & ~probe.reached[call], before.sites[call].key, "latent")
-    if leaks.any():
-        raise TraceError(
-            f"decoder: latents {_listed(leaks)} reach the output without passing a weight that could be cut"
-        )
+            _refuse_swallowed(reached & ~probe.reached[call], before.sites[call].key)
     readers = tuple(Reader(before.sites[call], reached) for call, reached in probe.reached.items() if reached.any())
     passed = tuple(Passed(p, channels) for p, channels in probe.passengers)
-    return readers, passed, tuple(dict.fromkeys(probe.mixers))
+    return readers, passed, tuple(dict.fromkeys(probe.mixers)), leaks
 
 
 def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
@@ -186,8 +187,8 @@ class _WriterProbe:
         for change in _FINITE_CHANGES:
             finite = _Disturbed(before, targets, change)
             moved = self._reach(subject.run(lambda vae: vae.encode(*batch), finite), at_rest)
-            keys = before.sites[targets[0][0]].key
-            _refuse_swallowed((moved & ~self.rows).any(1, keepdim=True), keys, "output channel")
+            for row in torch.nonzero((moved & ~self.rows).any(1)).flatten().tolist():
+                raise TraceError(f"{self._name(row)} changes a latent, {_SWALLOWED}")
 
     def _reach(self, posterior: Posterior, at_rest: Posterior) -> Tensor:
         mean = by_channel(differs(posterior.mean, at_rest.mean), 1, len(self._targets))
@@ -214,7 +215,8 @@ class _WriterProbe:
 
     def _name(self, row: int) -> str:
         call, channel = self._targets[row]
-        return f"{self._probe.keys[call]}" + ("" if channel is None else f"[{channel}]")
+        key = self._probe.keys[call]
+        return f"{key}: its output" if channel is None else f"{key}: output channel {channel}"
 
 
 class _Disturbed(Isolated):
@@ -248,13 +250,6 @@ def _refuse_unknown(probe: Isolated, name: Callable[[int], str], concerned: Tens
             raise TraceError(f"{name(row)} goes through {what}, which mixes channels or is not understood")
 
 
-def _refuse_swallowed(missed: Tensor, key: str, what: str) -> None:
-    if missed.any():
-        raise TraceError(
-            f"{key}: {what} {int(torch.nonzero(missed)[0][0])} changes it, but a NaN did not show that; "
-            "a function on the way hides NaN"
-        )
-
-
-def _listed(mask: Tensor) -> str:
-    return ", ".join(map(str, torch.nonzero(mask).flatten().tolist()))
+def _refuse_swallowed(missed: Tensor, key: str) -> None:
+    for latent in torch.nonzero(missed.any(1)).flatten().tolist():
+        raise TraceError(f"{key}: latent {latent} changes it, {_SWALLOWED}")

@@ -39,7 +39,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2), ("trace_every", 0), ("seed", 0)):
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < 2**63:
                 raise TrainingError(f"{name}: got {getattr(self, name)}, expected at least {least}")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise TrainingError(f"learning_rate: got {self.learning_rate}, expected a positive finite number")

@@ -1,0 +1,129 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planted import GAUSSIAN, MapVAE, PlainVAE, dense, rows
+from vaeprune.adapters import measuring
+from vaeprune.analysis.ablation import Reaction, reactions
+from vaeprune.data import MemoryRows
+from vaeprune.likelihood import Likelihood
+from vaeprune.posterior import VAE
+
+
+def react(vae: VAE, x: Tensor, constants: Tensor, sets: list[list[int]], seed: int = 0) -> list[Reaction]:
+    with measuring(vae):
+        return reactions(vae, MemoryRows("rows", x), constants, sets, seed)
+
+
+def naive_costs(vae: VAE, x: Tensor, constants: Tensor, latents: list[int]) -> Tensor:
+    """Change of −log p(x | z) of each row when `latents` of z = mean are set to their constants."""
+    with torch.no_grad():
+        z = vae.encode(x).mean
+        fixed = z.clone()
+        for latent in latents:
+            fixed[:, latent] = constants[latent]
+        after, before = (vae.likelihood.nats(x, vae.decode_parameters(each)) for each in (fixed, z))
+    return after - before
+
+
+def assert_costs_are_naive(vae: VAE, x: Tensor, sets: list[list[int]]) -> None:
+    constants = torch.linspace(-0.5, 0.5, vae.latent_size, dtype=torch.float64)
+    for latents, reaction in zip(sets, react(vae, x, constants, sets), strict=True):
+        costs = naive_costs(vae, x, constants, latents).numpy()
+        reach = 1.959963985 * costs.std(ddof=1) / math.sqrt(len(x))
+        assert reaction.cost == pytest.approx(costs.mean(), rel=1e-9)
+        assert reaction.cost_ci95 == pytest.approx((costs.mean() - reach, costs.mean() + reach), rel=1e-6)
+
+
+@pytest.mark.parametrize("likelihood", [Likelihood(), Likelihood("bernoulli", "mean"), GAUSSIAN], ids=str)
+def test_ablation_costs_are_those_of_a_loop_over_rows_and_latents(likelihood: Likelihood) -> None:
+    """20 latents and 600 rows: several batches, the last one smaller, and several chunks of latents."""
+    vae = dense(idle=[3], latents=20, likelihood=Likelihood()).double()
+    if likelihood.output == "mean":
+        vae.output = nn.Sequential(vae.output, nn.Sigmoid())
+    vae.likelihood = likelihood
+    assert_costs_are_naive(vae, rows(600).double(), [[i] for i in range(20)])
+
+
+def test_several_latents_are_fixed_together_where_a_set_names_several() -> None:
+    vae = dense(idle=[]).double()
+    assert_costs_are_naive(vae, rows(300).double(), [[0, 1], [2], [0, 2, 3, 5], list(range(6))])
+
+
+def test_a_latent_map_is_fixed_at_every_position() -> None:
+    vae = MapVAE().double()
+    assert_costs_are_naive(vae, rows(300, (2, 4, 4)).double(), [[0], [1], [0, 2]])
+
+
+def test_fixing_a_latent_the_decoder_does_not_read_costs_exactly_nothing() -> None:
+    vae = dense(idle=[1])
+    (reaction,) = react(vae, rows(300), torch.full((6,), 0.03), [[1]])
+    assert reaction == Reaction(0.0, (0.0, 0.0), 0.0)
+
+
+def test_noise_reaction_of_a_linear_decoder_is_its_column() -> None:
+    """A z that is N(0, 1) instead of c moves output o by W[o, i](n − c): RMS |W[:, i]|·√((1 + c²)/outputs)."""
+    decoder = nn.Linear(4, 5)
+    vae = PlainVAE(decoder).double()
+    x = rows(4000, (5,)).double()
+    constants = torch.tensor([0.0, 0.5, -1.0, 2.0], dtype=torch.float64)
+    with torch.no_grad():
+        output = vae.decode(vae.encode(x).mean)
+        span = (output.max() - output.min()).item()
+        expected = (decoder.weight.square().mean(0) * (1 + constants**2)).sqrt() / span
+    found = [reaction.noise for reaction in react(vae, x, constants, [[i] for i in range(4)])]
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0.05)
+
+
+def test_noise_reaction_is_measured_on_the_mean_of_the_likelihood_not_on_logits() -> None:
+    decoder = nn.Linear(4, 5)
+    vae = PlainVAE(decoder)
+    vae.likelihood = Likelihood()
+    with torch.no_grad():
+        decoder.bias.fill_(0.0)
+        decoder.weight *= 100  # logits swing by hundreds, pixels by at most 1
+    (reaction,) = react(vae, rows(500, (5,)), torch.zeros(4), [[0]])
+    assert 0.1 < reaction.noise <= 1.0
+
+
+class _ListensToTheTail(nn.Module):
+    """Reads latent 0 only above 2, where the encoder never puts it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rest = nn.Linear(3, 5)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.rest(z[:, 1:]) + torch.relu(z[:, :1] - 2)
+
+
+def test_a_decoder_that_listens_only_to_prior_samples_shows_in_the_noise_and_not_in_the_cost() -> None:
+    vae = PlainVAE(_ListensToTheTail())
+    with torch.no_grad():
+        vae.mean.weight[0] = vae.mean.bias[0] = 0
+    (reaction,) = react(vae, rows(2000, (5,)), torch.zeros(4), [[0]])
+    assert reaction.cost == 0.0
+    assert reaction.noise > 0.01
+
+
+def test_reactions_are_the_same_for_the_same_seed_and_costs_for_any() -> None:
+    vae = dense(idle=[1])
+    constants = torch.zeros(6)
+    first, again, other = (react(vae, rows(300), constants, [[0]], seed)[0] for seed in (5, 5, 6))
+    assert first == again
+    assert other.cost == first.cost
+    assert other.noise != first.noise
+
+
+def test_no_sets_make_no_reactions() -> None:
+    assert react(dense(), rows(30), torch.zeros(6), []) == []
+
+
+def test_each_batch_is_reported_once() -> None:
+    vae, seen = dense(), []
+    with measuring(vae):
+        reactions(vae, MemoryRows("rows", rows(600)), torch.zeros(6), [[0], [1]], on_batch=seen.append)
+    assert sum(seen) == 600
