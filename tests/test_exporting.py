@@ -8,9 +8,10 @@ from planted import dense, rows
 from vaeprune import exporting
 from vaeprune.architectures import DenseVAE
 from vaeprune.data import DataSets, as_data
-from vaeprune.errors import ExportError, StorageError
+from vaeprune.errors import ExportError, OnnxMismatch, StorageError
 from vaeprune.exporting import export
 from vaeprune.onnx_export import OnnxErrors, onnx_errors
+from vaeprune.verification import Tolerances
 
 Measured = Callable[..., None]
 
@@ -42,7 +43,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Measured:
 
 def test_a_folder_with_both_files_appears_once_they_were_run(vae: DenseVAE, data: DataSets, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    errors, paths = export(vae, data, out, tolerance=1e-4)
+    errors, paths = export(vae, data, out, tolerances=Tolerances(onnx=1e-4))
     assert paths == (out / "encoder.onnx", out / "decoder.onnx")
     assert sorted(path.name for path in out.iterdir()) == ["decoder.onnx", "encoder.onnx"]
     assert list(out.parent.iterdir()) == [out]
@@ -64,8 +65,8 @@ def test_files_that_differ_leave_nothing(
     vae: DenseVAE, data: DataSets, tmp_path: Path, measured: Measured, errors: tuple[float, ...], message: str
 ) -> None:
     measured(*errors)
-    with pytest.raises(ExportError) as error:
-        export(vae, data, tmp_path / "out", tolerance=0.1)
+    with pytest.raises(OnnxMismatch) as error:
+        export(vae, data, tmp_path / "out", tolerances=Tolerances(onnx=0.1))
     assert str(error.value) == f"{message}; nothing was written"
     assert list(tmp_path.iterdir()) == []
 
@@ -74,7 +75,7 @@ def test_the_tolerance_is_a_share_of_the_range(
     vae: DenseVAE, data: DataSets, tmp_path: Path, measured: Measured
 ) -> None:
     measured(0.2, 0.1, 2.0, 1.0)
-    export(vae, data, tmp_path / "out", tolerance=0.1)
+    export(vae, data, tmp_path / "out", tolerances=Tolerances(onnx=0.1))
     assert (tmp_path / "out" / "encoder.onnx").is_file()
 
 
@@ -94,7 +95,7 @@ def test_a_failure_halfway_leaves_nothing(
 
     monkeypatch.setattr(exporting, "onnx_errors", fail)
     with pytest.raises(type(failure)):
-        export(vae, data, tmp_path / "out", tolerance=0.1)
+        export(vae, data, tmp_path / "out", tolerances=Tolerances(onnx=0.1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -104,7 +105,7 @@ def test_an_existing_folder_is_refused_before_any_work(
     monkeypatch.setattr(exporting, "export_onnx", None)
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(StorageError) as error:
-        export(vae, data, tmp_path, tolerance=0.1)
+        export(vae, data, tmp_path, tolerances=Tolerances(onnx=0.1))
     assert str(error.value) == f"{tmp_path}: already exists; choose another name or pass --force to replace it"
     assert (tmp_path / "kept.txt").read_text() == "mine"
 
@@ -114,14 +115,14 @@ def test_force_replaces_an_earlier_export_and_a_failed_one_keeps_it(
 ) -> None:
     out = tmp_path / "out"
     measured(0.0, 0.0, 1.0, 1.0)
-    export(vae, data, out, tolerance=0.1)
+    export(vae, data, out, tolerances=Tolerances(onnx=0.1))
     (out / "encoder.onnx").write_bytes(b"old")
     measured(9.0, 0.0, 1.0, 1.0)
-    with pytest.raises(ExportError):
-        export(vae, data, out, tolerance=0.1, force=True)
+    with pytest.raises(OnnxMismatch):
+        export(vae, data, out, tolerances=Tolerances(onnx=0.1), force=True)
     assert (out / "encoder.onnx").read_bytes() == b"old"
     measured(0.0, 0.0, 1.0, 1.0)
-    export(vae, data, out, tolerance=0.1, force=True)
+    export(vae, data, out, tolerances=Tolerances(onnx=0.1), force=True)
     assert (out / "encoder.onnx").read_bytes() == b"onnx"
     assert list(tmp_path.iterdir()) == [out]
 
@@ -132,7 +133,7 @@ def test_force_does_not_replace_somebody_elses_folder(
     measured(0.0, 0.0, 1.0, 1.0)
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(StorageError, match="is not empty and not a model folder"):
-        export(vae, data, tmp_path, tolerance=0.1, force=True)
+        export(vae, data, tmp_path, tolerances=Tolerances(onnx=0.1), force=True)
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
@@ -147,5 +148,5 @@ def test_files_are_checked_on_the_verify_rows(
         return OnnxErrors(0.0, 0.0, 1.0, 1.0)
 
     monkeypatch.setattr(exporting, "onnx_errors", look)
-    export(vae, data, tmp_path / "out", tolerance=0.1)
+    export(vae, data, tmp_path / "out", tolerances=Tolerances(onnx=0.1))
     assert torch.equal(torch.cat(seen), torch.cat([x for (x,) in data.verify.batches(1000)]))

@@ -9,7 +9,7 @@ VaepruneError
 ├── TraceError          a path through the model that cannot be followed, so nothing is cut
 ├── PlanError           a plan that is damaged, contradicts itself, or was made for other weights
 ├── ExportError         an ONNX file that cannot be made
-│   └── OnnxMismatch    one that was made, but computes something else than the model
+├── OnnxMismatch        an ONNX file that computes something else than the model
 └── VerificationFailed  the smaller model is not the same model; carries the evidence
 
 Each message is one line: where, what was found, what was expected. `hint` says what to do.
@@ -69,7 +69,7 @@ class ExportError(VaepruneError):
     """An ONNX file that cannot be made."""
 
 
-class OnnxMismatch(ExportError):
+class OnnxMismatch(VaepruneError):
     """An ONNX file that computes something else than the model."""
 
 

@@ -119,6 +119,7 @@ def run(
 
     Raises StorageError before the first step if `out` is in the way.
     """
+    recipe.options()  # anything that makes no sense there is said before the data are read
     refuse_existing(out, force)
     if force:
         refuse_foreign_folder(out)

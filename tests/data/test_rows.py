@@ -114,7 +114,7 @@ def test_nan_and_infinity_are_refused_with_the_first_row(value: float) -> None:
     x[3, 1, 0] = x[4, 0, 0] = value
     with pytest.raises(DataError) as caught:
         MemoryRows("x.npy", x)
-    assert caught.value.message == ("x.npy: NaN or infinite values, first in row 3 of a batch; expected finite numbers")
+    assert caught.value.message == ("x.npy: NaN or infinite values, first in row 3; expected finite numbers")
 
 
 # Streamed
@@ -165,7 +165,7 @@ def test_streamed_nan_is_refused(tmp_path: Path) -> None:
     x = normal(60, 3).numpy()
     x[41, 1] = np.nan
     np.save(tmp_path / "x.npy", x)
-    with pytest.raises(DataError, match=r"x\.npy: NaN or infinite values, first in row \d+ of a batch"):
+    with pytest.raises(DataError, match=r"x\.npy: NaN or infinite values, first in row \d+"):
         gathered(StreamedRows(FileSource(tmp_path / "x.npy"), 0, None), 10)
 
 

@@ -15,7 +15,7 @@ from vaeprune.posterior import Posterior
 Initialisation = Literal["glorot", "torch"]
 
 
-_MOST_WEIGHTS = 2**58  # of one layer: more than torch can count in bytes
+_MOST_WEIGHTS = 2**61  # of one layer: torch counts their bytes in 63 bits
 
 
 class BuiltVAE(nn.Module):

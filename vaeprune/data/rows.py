@@ -74,11 +74,7 @@ class StreamedRows:
 
     def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
         """Batches of up to `size` rows; each is valid until the next is asked for."""
-        read = 0
         for block in limited_blocks(self._source, self._limit):
-            for part in block:
-                _refuse_non_finite(torch.from_numpy(part), self.name, read)
-            read += len(block[0])
             if self._choose is not None:
                 chosen = self._choose(row_hashes(block[0], self._seed))
                 block = tuple(part[chosen] for part in block)
@@ -88,8 +84,8 @@ class StreamedRows:
 
 
 def limited_blocks(source: Source, limit: int | None) -> Iterator[Block]:
-    """The blocks of the first `limit` rows; raises DataError where a row changes shape."""
-    left = limit
+    """The blocks of the first `limit` rows; raises DataError where a row changes shape or is not finite."""
+    left, read = limit, 0
     for block in source.blocks():
         if block[0].shape[1:] != source.row_shape:
             raise DataError(
@@ -98,6 +94,9 @@ def limited_blocks(source: Source, limit: int | None) -> Iterator[Block]:
         if left is not None:
             block = tuple(part[:left] for part in block)
             left -= len(block[0])
+        for part in block:
+            _refuse_non_finite(torch.from_numpy(part), source.name, read)
+        read += len(block[0])
         if len(block[0]):
             yield block
         if left == 0:
