@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 from . import options as o
+from .groups import takes
 from .output import print_analysis, print_json, progress
 from .suggest import command_for
 
 
-@o.takes(o.Reading, o.Rows, o.Limits)
+@takes(o.Reading, o.Rows, o.Limits)
 def analyze(
     model: o.Model,
     rows: o.Rows,

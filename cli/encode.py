@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from . import options as o
+from .groups import takes
 from .output import print_json, progress, show
 
 
-@o.takes(o.Reading, o.Rows)
+@takes(o.Reading, o.Rows)
 def encode(
     model: o.Model,
     data: o.Rows,

@@ -10,10 +10,11 @@ import typer
 from vaeprune.errors import OnnxMismatch, UsageError
 
 from . import options as o
+from .groups import takes
 from .output import note, print_json, show
 
 
-@o.takes(o.Reading)
+@takes(o.Reading)
 def export(
     model: o.Model,
     reading: o.Reading,
@@ -34,9 +35,9 @@ def export(
 
     encoder.onnx takes x and gives mu and logvar; decoder.onnx takes z and gives x_hat.
     """
+    from vaeprune.evidence import Tolerances
     from vaeprune.exporting import export as export_folder
     from vaeprune.model_folder import training_data
-    from vaeprune.verification import Tolerances
 
     tolerances = Tolerances(onnx=onnx_tolerance)
     named = data or training_data(Path(model))

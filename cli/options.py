@@ -1,17 +1,12 @@
-"""Arguments and options that several commands share, in groups; `takes` puts a group into a command's signature."""
+"""Arguments and options that several commands share, in groups that `takes` puts into a command's signature."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
 import math
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,8 +17,8 @@ if TYPE_CHECKING:
     from vaeprune.analysis import Thresholds
     from vaeprune.architectures import BuiltVAE
     from vaeprune.data import DataSets
+    from vaeprune.evidence import Tolerances
     from vaeprune.opening import Source
-    from vaeprune.verification import Tolerances
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes.")]
@@ -66,46 +61,6 @@ class Observation(str, Enum):
 
 
 OnDevice = Annotated[Device, typer.Option("--device", help="Where to compute; auto takes a GPU if there is one.")]
-
-
-def takes(*groups: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Replace each parameter of a command that is annotated with a group by the group's own options."""
-
-    def wrap(command: Callable[..., Any]) -> Callable[..., Any]:
-        hints = typing.get_type_hints(command, include_extras=True)
-        signature = inspect.signature(command)
-        owners = {name: hint for name, hint in hints.items() if hint in groups}
-        flat: list[inspect.Parameter] = []
-        kind = inspect.Parameter.KEYWORD_ONLY
-        for name, parameter in signature.parameters.items():
-            flat += _options(owners[name]) if name in owners else [parameter.replace(annotation=hints[name], kind=kind)]
-
-        @functools.wraps(command)
-        def run(**given: Any) -> Any:
-            for name, group in owners.items():
-                given[name] = group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
-            return command(**given)
-
-        run.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in flat} | {"return": hints.get("return")}
-        del run.__wrapped__
-        return run
-
-    return wrap
-
-
-def _options(group: type[Any]) -> list[inspect.Parameter]:
-    hints = typing.get_type_hints(group, include_extras=True)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return [
-        inspect.Parameter(
-            f.name,
-            kind,
-            default=inspect.Parameter.empty if f.default is dataclasses.MISSING else f.default,
-            annotation=hints[f.name],
-        )
-        for f in dataclasses.fields(group)
-    ]
 
 
 @dataclass(frozen=True)
@@ -251,7 +206,7 @@ class Gates:
 
     def tolerances(self) -> Tolerances:
         """The library's form."""
-        from vaeprune.verification import Tolerances
+        from vaeprune.evidence import Tolerances
 
         return Tolerances(self.tolerance, self.max_elbo_loss, self.onnx_tolerance)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vaeprune.analysis import Analysis
-    from vaeprune.verification import Evidence
+    from vaeprune.evidence import Evidence
 
 _COLOURS = {"active": "green", "inactive": "red", "mixed": "yellow"}
 

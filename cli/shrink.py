@@ -10,13 +10,14 @@ import typer
 from vaeprune.errors import UsageError, VerificationFailed
 
 from . import options as o
+from .groups import takes
 from .output import note, print_analysis, print_evidence, print_json, print_sizes, progress, show
 
 if TYPE_CHECKING:
     from vaeprune.shrinking import Shrunk
 
 
-@o.takes(o.Reading, o.Rows, o.Limits, o.Gates)
+@takes(o.Reading, o.Rows, o.Limits, o.Gates)
 def shrink(
     model: o.Model,
     data: o.Rows,

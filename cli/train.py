@@ -140,6 +140,10 @@ def train(
             again += ["--epochs", str(epochs)] if resume and epochs else []
             note(f"{out} holds the last finished epoch; go on with: {shlex.join(again)}")
         raise
+    _report(trained, out, json)
+
+
+def _report(trained: Trained, out: Path, json: bool) -> None:
     last = trained.history.epochs[-1]
     if json:
         shares = {"loss": last.loss, "reconstruction": last.reconstruction, "kl": last.kl}

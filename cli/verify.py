@@ -8,10 +8,11 @@ from typing import Annotated
 import typer
 
 from . import options as o
+from .groups import takes
 from .output import note, print_evidence, print_json
 
 
-@o.takes(o.Reading, o.Rows, o.Gates)
+@takes(o.Reading, o.Rows, o.Gates)
 def verify(
     original: Annotated[str, typer.Argument(metavar="A", help="The original, named like MODEL elsewhere.")],
     smaller: Annotated[Path, typer.Argument(metavar="B", help="The model folder to compare with it.")],

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vaeprune.adapters import adapt as adapt
     from vaeprune.analysis import Analysis as Analysis
     from vaeprune.analysis import analyze as analyze
+    from vaeprune.evidence import Evidence as Evidence
     from vaeprune.model_folder import load as load
     from vaeprune.onnx_export import export_onnx as export_onnx
     from vaeprune.posterior import VAE as VAE
@@ -21,14 +22,13 @@ if TYPE_CHECKING:
     from vaeprune.surgery.plan import Plan as Plan
     from vaeprune.surgery.planning import plan as plan
     from vaeprune.training import train as train
-    from vaeprune.verification import Evidence as Evidence
     from vaeprune.verification import verify as verify
 
 __version__ = "0.1.0"
 
 _ROOMS = {
     "Analysis": "analysis",
-    "Evidence": "verification",
+    "Evidence": "evidence",
     "Plan": "surgery.plan",
     "Posterior": "posterior",
     "VAE": "posterior",

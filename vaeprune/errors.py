@@ -17,11 +17,7 @@ Each message is one line: where, what was found, what was expected. `hint` says 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vaeprune.shrinking import Shrunk
-    from vaeprune.verification import Evidence
+from typing import Any
 
 
 class VaepruneError(Exception):
@@ -74,14 +70,14 @@ class OnnxMismatch(VaepruneError):
 
 
 class VerificationFailed(VaepruneError):
-    """The smaller model does not give the same outputs; `evidence` has every figure.
+    """The smaller model does not give the same outputs; `evidence` (verification.Evidence) has every figure.
 
     `result`, where `shrink` raised it, is what it would have returned, without a model.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: Any) -> None:
         self.evidence = evidence
-        self.result: Shrunk | None = None
+        self.result: Any = None
         failed = ", ".join(f"{gate.name} {gate.measured:.3g} > {gate.limit:.3g}" for gate in evidence.failed_gates)
         super().__init__(
             f"verification failed: {failed}",

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from vaeprune.data import DataSets
 from vaeprune.errors import OnnxMismatch
+from vaeprune.evidence import Tolerances
 from vaeprune.onnx_export import DECODER, ENCODER, OnnxErrors, export_onnx, onnx_errors
 from vaeprune.posterior import VAE
 from vaeprune.storage import new_folder
-from vaeprune.verification import Tolerances
 
 
 def export(

@@ -18,6 +18,7 @@ from vaeprune.analysis.latents import Thresholds
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets, as_data
 from vaeprune.errors import ModelError, VerificationFailed, one_line
+from vaeprune.evidence import Evidence, Tolerances
 from vaeprune.model_folder import CARD, ModelFolder, describe, write_model_folder
 from vaeprune.onnx_export import export_onnx
 from vaeprune.posterior import VAE
@@ -25,7 +26,7 @@ from vaeprune.storage import refuse_existing, write_json
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.plan import Plan, write_plan
 from vaeprune.surgery.planning import chosen_latents, plan
-from vaeprune.verification import Evidence, Tolerances, verify
+from vaeprune.verification import verify
 
 EVIDENCE = "evidence.json"
 

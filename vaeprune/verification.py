@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,130 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from vaeprune.adapters import as_vae, batches_for, element_type, measuring
-from vaeprune.analysis.latents import Interval, interval
+from vaeprune.analysis.latents import interval
 from vaeprune.data import DataSets, Rows, as_data
-from vaeprune.errors import ModelError, UsageError
-from vaeprune.onnx_export import OnnxErrors, onnx_errors
+from vaeprune.errors import ModelError
+from vaeprune.evidence import Error, Evidence, Exact, Sampling, Tolerances, gates_of
+from vaeprune.onnx_export import onnx_errors
 from vaeprune.posterior import VAE
 from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.probe import Subject
 
-EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _DOUBLE_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Tolerances:
-    """Limits of the gates.
-
-    `output`: largest mean-path difference and RMS of prior samples, as a share of the output's range.
-    `elbo`: upper 95% bound of the ELBO loss, in nats per row. `onnx`: as a share of the output's range.
-    """
-
-    output: float = 0.02
-    elbo: float = 0.1
-    onnx: float = 1e-4
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if not (math.isfinite(value) and value >= 0):
-                raise UsageError(f"tolerance {name}: got {value}, expected a finite number of at least 0")
-
-
-@dataclass(frozen=True)
-class Error:
-    """Largest and root-mean-square absolute difference of outputs, in data units."""
-
-    max_abs_error: float
-    rms_error: float
-
-
-@dataclass(frozen=True)
-class Exact:
-    """Largest difference that only rounding may cause; relative to the largest value of the same tensor.
-
-    `float64_max_relative_error`: the same cut made and compared in float64.
-    """
-
-    max_abs_error: float
-    max_relative_error: float
-    float64_max_relative_error: float | None = None
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """Paired ELBO difference in nats per row, positive = the smaller model is worse, with its 95% interval."""
-
-    elbo_difference: float
-    ci95: Interval
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One check: what was measured against its limit."""
-
-    name: str
-    measured: float
-    limit: float
-
-    @property
-    def passed(self) -> bool:
-        """A NaN never passes."""
-        return self.measured <= self.limit
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All figures of a comparison; None where one was not measured. `output_range` is the original's, max − min."""
-
-    n_samples: int
-    output_range: float
-    exact: Exact | None
-    mean_path: Error
-    sampling: Sampling
-    prior_samples: Error | None
-    onnx: OnnxErrors | None
-    gates: tuple[Gate, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every gate is passed."""
-        return not self.failed_gates
-
-    @property
-    def failed_gates(self) -> tuple[Gate, ...]:
-        """The gates that are not passed."""
-        return tuple(gate for gate in self.gates if not gate.passed)
-
-    def to_json(self) -> dict[str, Any]:
-        """The JSON contract of `verify`."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "gates"}
-        entry = {k: vars(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
-        gates = [dataclasses.asdict(gate) | {"passed": gate.passed} for gate in self.gates]
-        return _finite({"passed": self.passed, **entry, "gates": gates})  # type: ignore[no-any-return]
-
-    @classmethod
-    def from_json(cls, entry: dict[str, Any]) -> Evidence:
-        """Read back what `to_json` wrote."""
-
-        def part(kind: Callable[..., Any], name: str) -> Any:
-            value = entry[name]
-            return None if value is None else kind(**{k: _infinite(v) for k, v in value.items()})
-
-        sampling = entry["sampling"]
-        return cls(
-            entry["n_samples"],
-            _infinite(entry["output_range"]),
-            part(Exact, "exact"),
-            part(Error, "mean_path"),
-            Sampling(
-                _infinite(sampling["elbo_difference"]), (_infinite(sampling["ci95"][0]), _infinite(sampling["ci95"][1]))
-            ),
-            part(Error, "prior_samples"),
-            part(OnnxErrors, "onnx"),
-            tuple(Gate(g["name"], _infinite(g["measured"]), _infinite(g["limit"])) for g in entry["gates"]),
-        )
 
 
 def verify(
@@ -173,7 +58,7 @@ def verify(
     mean_path, sampling = comparison.mean_path.result(), comparison.sampling()
     prior = comparison.prior.result() if kept is not None else None
     span = comparison.span
-    gates = _gates(element_type(b)[0], exact, mean_path, sampling, prior, found, span, limits)
+    gates = gates_of(element_type(b)[0], exact, mean_path, sampling, prior, found, span, limits)
     return Evidence(sets.verify.count, span, exact, mean_path, sampling, prior, found, gates)
 
 
@@ -303,34 +188,6 @@ def _kept_latents(a: VAE, b: VAE, plan: Plan | None) -> Tensor | None:
     return torch.tensor(plan.kept_latents)
 
 
-def _gates(
-    dtype: torch.dtype,
-    exact: Exact | None,
-    mean_path: Error,
-    sampling: Sampling,
-    prior: Error | None,
-    onnx: OnnxErrors | None,
-    span: float,
-    limits: Tolerances,
-) -> tuple[Gate, ...]:
-    gates = []
-    if exact:
-        gates.append(
-            Gate("exact", exact.max_relative_error, EXACT_TOLERANCE.get(dtype, EXACT_TOLERANCE[torch.float32]))
-        )
-        if exact.float64_max_relative_error is not None:
-            limit = EXACT_TOLERANCE[torch.float64]
-            gates.append(Gate("exact in float64", exact.float64_max_relative_error, limit))
-    gates.append(Gate("mean path", mean_path.max_abs_error / span, limits.output))
-    gates.append(Gate("ELBO loss, upper 95% bound", sampling.ci95[1], limits.elbo))
-    if prior:
-        gates.append(Gate("prior samples, RMS", prior.rms_error / span, limits.output))
-    if onnx:
-        gates.append(Gate("ONNX encoder", onnx.encoder_max_abs_error / max(onnx.encoder_range, 1e-12), limits.onnx))
-        gates.append(Gate("ONNX decoder", onnx.decoder_max_abs_error / max(onnx.decoder_range, 1e-12), limits.onnx))
-    return tuple(gates)
-
-
 def _max(a: float, b: float) -> float:
     """The larger; NaN wins, so that it reaches a gate."""
     return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
@@ -342,18 +199,3 @@ def _min(a: float, b: float) -> float:
 
 def _rank(value: float) -> float:
     return math.inf if math.isnan(value) else value
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinities: they are written as strings, which `_infinite` reads back."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
-
-
-def _infinite(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value

@@ -134,7 +134,10 @@ DENSE = {"name": "dense", "input_shape": [1, 28, 28], "encoder_widths": [32, 16]
         (DENSE | {"latent_size": 7}, "mean_head.weight has shape (6, 16), expected (7, 16)"),
         (DENSE | {"latent_size": 2**31 - 1}, "2147483647"),
         (DENSE | {"latent_size": 6, "encoder_widths": "wide"}, "encoder_widths: got 'wide'"),
-        (DENSE | {"latent_size": 6, "encoder_widths": [2**31 - 1, 2**31 - 1]}, "encoder_widths: got [2147483647, 2147483647]"),
+        (
+            DENSE | {"latent_size": 6, "encoder_widths": [2**31 - 1, 2**31 - 1]},
+            "encoder_widths: got [2147483647, 2147483647]",
+        ),
     ],
     ids=["name", "list", "text", "less", "more", "zero", "float", "bool", "shape", "huge", "word", "product"],
 )

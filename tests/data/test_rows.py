@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeprune.data import MemoryRows, sources
+from vaeprune.data.batch_source import BatchSource
 from vaeprune.data.hashing import mix, row_hashes
 from vaeprune.data.rows import StreamedRows, as_batch, limited_blocks, sample_rows
-from vaeprune.data.sources import BatchSource, Block, FileSource, MemorySource
+from vaeprune.data.sources import Block, FileSource, MemorySource
 from vaeprune.errors import DataError
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, TensorDataset
 
 from vaeprune.data import sources
-from vaeprune.data.sources import BatchSource, FileSource, MemorySource, Source, as_array, rows_in
+from vaeprune.data.batch_source import BatchSource, rows_in
+from vaeprune.data.sources import FileSource, MemorySource, Source, as_array
 from vaeprune.errors import DataError
 
 

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaeprune.data import torchvision_sets
+from vaeprune.data.batch_source import BatchSource
 from vaeprune.data.hashing import unit_interval
 from vaeprune.data.images import load_images
 from vaeprune.data.rows import Choose, MemoryRows, Rows, Span, StreamedRows, sample_rows
-from vaeprune.data.sources import BatchSource, FileSource, MemorySource, Source
+from vaeprune.data.sources import FileSource, MemorySource, Source
 from vaeprune.data.tiles import HELD_OUT_ROWS, TRAINING_ROWS, tiles
 from vaeprune.errors import DataError
 from vaeprune.factory import call, import_path

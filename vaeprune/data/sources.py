@@ -1,13 +1,12 @@
-"""Where rows come from, read front to back in blocks: tensors in memory, `.npy` and `.npz` files, user iterables."""
+"""Where rows come from, read front to back in blocks: tensors in memory, `.npy` and `.npz` files."""
 
 from __future__ import annotations
 
 import math
 import tokenize
-import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -16,14 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaeprune.data.hashing import row_hashes
 from vaeprune.errors import DataError
-from vaeprune.factory import own_words
 
 Block = tuple[NDArray[Any], ...]  # rows, then the conditions that belong to them
 
 _BLOCK_BYTES = 4 << 20
 _MAX_HEADER = 10_000
+ROW_NAMES = ("x", "image", "images", "img", "pixel_values", "data", "input", "inputs", "features")
 _DAMAGED = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
@@ -150,91 +148,6 @@ class FileSource:
             return archive.getinfo(self._member).file_size
 
 
-class BatchSource:
-    """Whatever a user iterates over: batches (B, ...) or tuples and dicts that hold one, perhaps beside a condition.
-
-    It must be readable again from the start: a list, a Dataset's DataLoader; not a generator. Rows that differ from
-    pass to pass (random augmentation) are noticed, with a warning: the split goes by what a row contains.
-    """
-
-    def __init__(self, name: str, batches: Iterable[Any], condition: str | None = None) -> None:
-        if iter(batches) is batches:
-            raise DataError(
-                f"{name}: got a {type(batches).__name__} that can be read only once",
-                "pass a list or a DataLoader: analysis, selection and verification each read the data",
-            )
-        self.name, self.count, self._batches, self._condition = name, None, batches, condition
-        self._digest: tuple[int, int] | None = None
-        first = next(iter(self._blocks()), None)
-        if first is None:
-            raise DataError(f"{name}: is empty, expected batches of rows")
-        self.row_shape = first[0].shape[1:]
-
-    def blocks(self) -> Iterator[Block]:
-        """One block for each batch."""
-        count = total = 0
-        for block in self._blocks():
-            count += len(block[0])
-            total += int(row_hashes(block[0], 0).sum(dtype=np.uint64))  # a sum, so that shuffling changes nothing
-            yield block
-        if self._digest not in (None, (count, total % 2**64)):
-            warnings.warn(
-                f"{self.name}: its rows differ from pass to pass; turn random augmentation off, or what chooses and "
-                "what judges may be the same rows",
-                stacklevel=2,
-            )
-        self._digest = (count, total % 2**64)
-
-    def _blocks(self) -> Iterator[Block]:
-        for batch in self._own():
-            rows = rows_in(batch, self.name)
-            check_rows(self.name, rows.dtype, rows.shape)
-            conditions: list[NDArray[Any]] = []
-            if self._condition is not None:
-                conditions = [check_condition(self.name, item_in(batch, self._condition, self.name), len(rows))]
-            yield (readable_dtype(rows), *conditions)
-
-    def _own(self) -> Iterator[Any]:
-        """The user's batches; what their code raises is quoted."""
-        batches = iter(self._batches)
-        while True:
-            with own_words(self.name, DataError):
-                batch = next(batches, _END)
-            if batch is _END:
-                return
-            yield batch
-
-
-_END = object()
-_ROW_NAMES = ("x", "image", "images", "img", "pixel_values", "data", "input", "inputs", "features")
-
-
-def rows_in(batch: Any, where: str) -> NDArray[Any]:
-    """The rows in a batch: the batch itself, or what a tuple, list or dict around it holds, labels aside."""
-    item = batch
-    while isinstance(item, (tuple, list, dict)) and len(item):
-        if isinstance(item, dict):
-            item = next((item[name] for name in _ROW_NAMES if name in item), next(iter(item.values())))
-        else:
-            item = item[0]
-    if isinstance(item, (Tensor, np.ndarray)):
-        return as_array(item)
-    raise DataError(f"{where}: got a batch of {type(item).__name__}, expected tensors or arrays of rows")
-
-
-def item_in(batch: Any, name: str, where: str) -> NDArray[Any]:
-    """The item of a batch that goes by `name`: a key, or a position. Raises DataError."""
-    found = None
-    if isinstance(batch, dict):
-        found = batch.get(name)
-    elif isinstance(batch, (tuple, list)) and name.isdigit() and int(name) < len(batch):
-        found = batch[int(name)]
-    if not isinstance(found, (Tensor, np.ndarray)):
-        there = list(batch) if isinstance(batch, dict) else f"positions 0 to {len(batch) - 1}"
-        raise DataError(f"{where}: has no condition {name!r} in its batches, which hold {there}")
-    return as_array(found)
-
-
 def as_array(value: NDArray[Any] | Tensor) -> NDArray[Any]:
     """A numpy array of the same values; bfloat16, which numpy lacks, becomes float32."""
     if not isinstance(value, Tensor):
@@ -302,7 +215,7 @@ def _npz_member(path: Path, named: str | None, leave_out: str | None) -> str:
     except _DAMAGED as error:
         raise DataError(f"{path}: is not a readable .npz file: {error}") from error
     wanted = [m for m in members if m == named] if named is not None else [m for m in members if m != leave_out]
-    likely = [m for m in wanted if m.lower() in (*_ROW_NAMES, "imgs", "arr_0", "x_train")]
+    likely = [m for m in wanted if m.lower() in (*ROW_NAMES, "imgs", "arr_0", "x_train")]
     if len(wanted) == 1 or len(likely) == 1:
         return (likely or wanted)[0] + ".npy"
     names = ", ".join(members) or "none"

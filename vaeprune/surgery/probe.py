@@ -150,7 +150,7 @@ class Subject:
 
 
 class Recorder(Watcher):
-    """Keeps what each site reads and writes."""
+    """Keeps copies of what each site reads and writes; the model may go on to change the originals in place."""
 
     def __init__(self) -> None:
         self.sites: list[Site] = []
@@ -160,12 +160,12 @@ class Recorder(Watcher):
     def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note the site and its operand."""
         self.sites.append(site)
-        self.operands.append(value)
+        self.operands.append(value.clone())
         return value
 
     def result(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note the result."""
-        self.results.append(value)
+        self.results.append(value.clone())
         return value
 
 
@@ -203,9 +203,9 @@ class Isolated(Watcher):
         return before.expand_as(value)
 
     def known_result(self, call: int) -> Tensor | None:
-        """The undisturbed result."""
+        """The undisturbed result, in memory of its own."""
         result = self._undisturbed.results[call]
-        return result.expand(self.rows, *result.shape[1:])
+        return result.repeat(self.rows, *[1] * (result.dim() - 1))
 
     def passed(self, passenger: Passenger, value: Tensor) -> None:
         """Note which channels of a per-channel parameter were passed by a NaN."""

@@ -1,0 +1,51 @@
+"""Models that change tensors in place: what a probe knows of a run must not change with them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+import vaeprune
+from vaeprune.adapters import adapt
+
+
+class InPlace(nn.Module):
+    """In-place activations, which are not idempotent, behind every weight, and an in-place residual add."""
+
+    def __init__(self, latent_dim: int = 5) -> None:
+        super().__init__()
+        self.body, self.more = nn.Linear(12, 8), nn.Linear(8, 8)
+        self.head = nn.Linear(8, 2 * latent_dim)
+        self.first, self.second, self.last = nn.Linear(latent_dim, 8), nn.Linear(8, 8), nn.Linear(8, 12)
+        self.act = nn.LeakyReLU(0.3, inplace=True)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        h = self.act(self.body(x))
+        h += self.act(self.more(h))
+        fused = self.head(h)
+        fused *= 2
+        mean, logvar = fused.chunk(2, 1)
+        return mean, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        h = self.act(self.first(z))
+        h += self.act(self.second(h))
+        return self.last(h)
+
+
+def test_in_place_operations_neither_break_the_trace_nor_the_values() -> None:
+    torch.manual_seed(0)
+    model, x = InPlace().double(), torch.rand(200, 12, dtype=torch.float64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    adapted = adapt(model, x, spread="logvar")
+    analysis = vaeprune.analyze(adapted, x, ablate="none")
+    plan = vaeprune.plan(adapted, analysis, x, remove=[1, 3], keep=[0, 2, 4])
+    small, kept = vaeprune.cut(model, plan), [0, 2, 4]
+    with torch.no_grad():
+        for old, new in zip(model.encode(x), small.encode(x), strict=True):
+            assert torch.equal(old[:, kept], new)
+        z = torch.randn(50, 5, dtype=torch.float64)
+        for removal in plan.removals:
+            z[:, removal.latent] = removal.constant
+        assert torch.allclose(model.decode(z.clone()), small.decode(z[:, kept].clone()), rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
