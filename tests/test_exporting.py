@@ -9,9 +9,9 @@ from vaeprune import exporting
 from vaeprune.architectures import DenseVAE
 from vaeprune.data import DataSets, as_data
 from vaeprune.errors import ExportError, OnnxMismatch, StorageError
+from vaeprune.evidence import Tolerances
 from vaeprune.exporting import export
 from vaeprune.onnx_export import OnnxErrors, onnx_errors
-from vaeprune.verification import Tolerances
 
 Measured = Callable[..., None]
 

@@ -28,12 +28,13 @@ from vaeprune.analysis import analyze
 from vaeprune.architectures import BuiltVAE, DenseVAE
 from vaeprune.data import as_data
 from vaeprune.errors import DataError, ModelError, PlanError, StorageError, VerificationFailed
+from vaeprune.evidence import Evidence, Tolerances
 from vaeprune.model_folder import ModelFolder, load, write_model_folder
 from vaeprune.shrinking import Shrunk, shrink
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.plan import read_plan
 from vaeprune.surgery.planning import plan
-from vaeprune.verification import Evidence, Tolerances, verify
+from vaeprune.verification import verify
 
 FILES = [
     "README.md",

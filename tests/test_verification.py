@@ -22,11 +22,12 @@ from planted import (
 from vaeprune.architectures import DenseVAE
 from vaeprune.data import as_data
 from vaeprune.errors import ModelError, UsageError, VerificationFailed
+from vaeprune.evidence import Error, Evidence, Exact, Gate, Sampling, Tolerances
 from vaeprune.onnx_export import OnnxErrors, export_onnx
 from vaeprune.posterior import VAE
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.plan import Plan
-from vaeprune.verification import Error, Evidence, Exact, Gate, Sampling, Tolerances, verify
+from vaeprune.verification import verify
 
 EXACT, DOUBLE, MEAN = "exact", "exact in float64", "mean path"
 ELBO, PRIOR = "ELBO loss, upper 95% bound", "prior samples, RMS"
