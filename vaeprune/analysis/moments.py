@@ -50,28 +50,31 @@ class Moments:
         mu = posterior.mean.detach().to("cpu", torch.float64)
         logvar = posterior.logvar.detach().to("cpu", torch.float64)
         sigma2 = logvar.exp()
-        kl = 0.5 * (mu.square() + sigma2 - logvar - 1)
-        _refuse_non_finite(mu, kl)
-        low, high = mu, mu
+        kl = mu.square().add_(sigma2).sub_(logvar).sub_(1).mul_(0.5)
         a, v = mu, None
         if mu.dim() > 2:
-            flat = mu.flatten(2)
-            v, a = torch.var_mean(flat, 2, correction=0)
-            low, high = flat.amin(2), flat.amax(2)
+            v, a = torch.var_mean(mu.flatten(2), 2, correction=0)
             sigma2, kl = sigma2.flatten(2).mean(2), kl.flatten(2).sum(2)
-        mean = a.mean(0)
+        flat = mu.movedim(1, -1).flatten(0, -2)
+        low, high = flat.amin(0), flat.amax(0)
+        mean, kl_spread = a.mean(0), _spread(kl)
+        if not torch.isfinite(mean.sum() + kl_spread[0].sum()):  # one number tells for all
+            _refuse_non_finite(mu, kl)
         centred = a - mean
         square = centred.square()
-        powers = {(2, 0): square.sum(0), (3, 0): (square * centred).sum(0), (4, 0): square.square().sum(0)}
+        comoment = centred.T @ centred
+        powers = {
+            (2, 0): comoment.diagonal().clone(),
+            (3, 0): (square * centred).sum(0),
+            (4, 0): square.square().sum(0),
+        }
         within = torch.zeros_like(mean)
         if v is not None:
             within = v.mean(0)
             u = v - within
             powers |= {(0, 2): u.square().sum(0), (1, 1): (centred * u).sum(0), (2, 1): (square * u).sum(0)}
-        return cls(
-            len(mu), mean, within, powers, centred.T @ centred, _spread(sigma2), _spread(kl),
-            low.amin(0), high.amax(0), kl.amax(0),
-        )  # fmt: skip
+        sigma2_spread = _spread(sigma2)
+        return cls(len(mu), mean, within, powers, comoment, sigma2_spread, kl_spread, low, high, kl.amax(0))
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of rows together; exact, in any order and grouping, up to rounding."""
@@ -118,20 +121,26 @@ class Moments:
 
 def _recentred(moments: Moments, da: Tensor, dv: Tensor) -> Powers:
     """Σ (a − A)^p (v − V)^q about new centres; da, dv are old centre minus new centre."""
-    known: dict[tuple[int, int], Tensor | float] = {(0, 0): float(moments.count), (1, 0): 0.0, (0, 1): 0.0}
+    known: dict[tuple[int, int], Tensor | float] = {(0, 0): float(moments.count)}
     known |= moments.powers
+    a_powers, v_powers = [torch.ones_like(da)], [torch.ones_like(dv)]
+    for powers, step in ((a_powers, da), (v_powers, dv)):
+        for _ in range(max(p + q for p, q in moments.powers)):
+            powers.append(powers[-1] * step)
     shifted: Powers = {}
     for p, q in moments.powers:
         total = torch.zeros_like(da)
         for i, j in itertools.product(range(p + 1), range(q + 1)):
-            total += math.comb(p, i) * math.comb(q, j) * known[i, j] * da ** (p - i) * dv ** (q - j)
+            if i + j != 1:  # the sums of first powers about a mean are 0
+                term = math.comb(p, i) * math.comb(q, j) * known[i, j] * a_powers[p - i]
+                total += term * v_powers[q - j] if q > j else term
         shifted[p, q] = total
     return shifted
 
 
 def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    mean = values.mean(0)
-    return mean, (values - mean).square().sum(0)
+    mean = values.mean(0)  # faster here than torch.var_mean, which is slow along the first dimension
+    return mean, (values - mean).square_().sum(0)
 
 
 def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -141,9 +150,11 @@ def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Te
 
 
 def _refuse_non_finite(mu: Tensor, kl: Tensor) -> None:
-    if not (torch.isfinite(mu).all() and torch.isfinite(kl).all()):
-        latents = torch.nonzero(~(torch.isfinite(mu) & torch.isfinite(kl)))
+    while kl.dim() < mu.dim():
+        kl = kl[..., None]
+    bad = torch.nonzero(~(torch.isfinite(mu) & torch.isfinite(kl)))
+    if len(bad):
         raise DataError(
-            f"encoder: mean, variance or KL is NaN or infinite, first for latent {int(latents[0][1])}",
+            f"encoder: mean, variance or KL is NaN or infinite, first for latent {int(bad[0][1])}",
             "check the weights and the range of the data",
         )

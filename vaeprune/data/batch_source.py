@@ -34,7 +34,7 @@ class BatchSource:
         first = next(iter(self._blocks()), None)
         if first is None:
             raise DataError(f"{name}: is empty, expected batches of rows")
-        self.row_shape = first[0].shape[1:]
+        self.row_shape, self.dtype = first[0].shape[1:], first[0].dtype
 
     def blocks(self) -> Iterator[Block]:
         """One block for each batch."""
@@ -55,6 +55,8 @@ class BatchSource:
         for batch in self._own():
             rows = rows_in(batch, self.name)
             check_rows(self.name, rows.dtype, rows.shape)
+            if (rows.dtype == np.uint8) != (getattr(self, "dtype", rows.dtype) == np.uint8):
+                raise DataError(f"{self.name}: got rows of type {rows.dtype} after rows of type {self.dtype}")
             conditions: list[NDArray[Any]] = []
             if self._condition is not None:
                 conditions = [check_condition(self.name, item_in(batch, self._condition, self.name), len(rows))]

@@ -37,6 +37,11 @@ class Rows(Protocol):
         """How many rows, None where a stream has not been counted."""
         ...
 
+    @property
+    def scaled_to(self) -> Span | None:
+        """The range all values are known to lie in, because they were uint8 and scaled; None for others."""
+        ...
+
     def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
         """All rows in order, at most `size` at a time; uint8 is scaled, floats stay as they are."""
         ...
@@ -48,6 +53,7 @@ class MemoryRows:
     def __init__(self, name: str, *tensors: Tensor, span: Span = (0.0, 1.0)) -> None:
         self.name, self.tensors, self._span = name, tensors, span
         self.count, self.row_shape = len(tensors[0]), tuple(tensors[0].shape[1:])
+        self.scaled_to = span if tensors[0].dtype == torch.uint8 else None
         for tensor in tensors:
             _refuse_non_finite(tensor, name)
 
@@ -68,19 +74,23 @@ class StreamedRows:
         self, source: Source, seed: int, choose: Choose | None, limit: int | None = None, span: Span = (0.0, 1.0)
     ) -> None:
         self._span = span
+        self.scaled_to = span if source.dtype == np.uint8 else None
         self._source, self._seed, self._choose, self._limit = source, seed, choose, limit
         self.name, self.row_shape = source.name, source.row_shape
         self.count = None if choose else _limited(source.count, limit)
 
     def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
-        """Batches of up to `size` rows; each is valid until the next is asked for."""
+        """Batches of up to `size` rows; each is valid until the next is asked for, which may reuse its memory."""
+        room: Tensor | None = None
         for block in limited_blocks(self._source, self._limit):
             if self._choose is not None:
                 chosen = self._choose(row_hashes(block[0], self._seed))
                 block = tuple(part[chosen] for part in block)
             for start in range(0, len(block[0]), size):
                 parts = [torch.from_numpy(part[start : start + size]) for part in block]
-                yield as_batch(parts, dtype, self._span)
+                if room is None and self.scaled_to is not None:
+                    room = torch.empty(size, *self.row_shape)
+                yield as_batch(parts, dtype, self._span, room)
 
 
 def limited_blocks(source: Source, limit: int | None) -> Iterator[Block]:
@@ -125,14 +135,20 @@ def sample_rows(
     return MemoryRows(source.name, *(torch.from_numpy(part) for part in kept[0]), span=span)
 
 
-def as_batch(parts: Sequence[Tensor], dtype: torch.dtype, span: Span) -> Batch:
-    """Rows as floats, uint8 scaled to `span`; conditions keep their integers."""
-    rows = parts[0].to(dtype)
-    if parts[0].dtype == torch.uint8:
-        rows = rows.div_(255)
+def as_batch(parts: Sequence[Tensor], dtype: torch.dtype, span: Span, room: Tensor | None = None) -> Batch:
+    """Rows as floats, uint8 scaled to `span`; conditions keep their integers.
+
+    `room`, where it has the type and enough rows, takes the scaled rows, so that no memory is asked for.
+    """
+    rows = parts[0]
+    if rows.dtype == torch.uint8:
+        if dtype == torch.float32:  # in one pass; other types would be rounded to float32 on the way
+            rows = torch.div(rows, 255, out=None if room is None else room[: len(rows)])
+        else:
+            rows = rows.to(dtype).div_(255)
         if span != (0.0, 1.0):
             rows = rows.mul_(span[1] - span[0]).add_(span[0])
-    return (rows, *(part.to(dtype) if part.is_floating_point() else part for part in parts[1:]))
+    return (rows.to(dtype), *(part.to(dtype) if part.is_floating_point() else part for part in parts[1:]))
 
 
 def _smallest(

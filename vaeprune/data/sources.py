@@ -19,6 +19,7 @@ from vaeprune.errors import DataError
 
 Block = tuple[NDArray[Any], ...]  # rows, then the conditions that belong to them
 
+LARGEST_BATCH = 4096
 _BLOCK_BYTES = 4 << 20
 _MAX_HEADER = 10_000
 ROW_NAMES = ("x", "image", "images", "img", "pixel_values", "data", "input", "inputs", "features")
@@ -43,6 +44,11 @@ class Source(Protocol):
         """How many rows, None where that is not known before the end."""
         ...
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the rows as they are stored."""
+        ...
+
     def blocks(self) -> Iterator[Block]:
         """All rows in order, some at a time; a block is valid until the next one is asked for."""
         ...
@@ -55,6 +61,7 @@ class MemorySource:
         array = as_array(rows)
         check_rows(name, array.dtype, array.shape)
         self.name, self.count, self.row_shape = name, len(array), array.shape[1:]
+        self.dtype = array.dtype
         self._arrays = (readable_dtype(array), *(check_condition(name, as_array(c), len(array)) for c in conditions))
 
     def blocks(self) -> Iterator[Block]:
@@ -77,15 +84,15 @@ class FileSource:
         if path.suffix == ".npz":
             self._member = _npz_member(path, member, leave_out=condition)
         with self._open() as stream:
-            shape, self._dtype = _header(stream, self.name)
+            shape, self.dtype = _header(stream, self.name)
             position = stream.tell()
         if member is None:
-            check_rows(self.name, self._dtype, shape)
+            check_rows(self.name, self.dtype, shape)
         elif not shape:
             raise DataError(f"{self.name}: {member} is a single number, expected one for each row")
         self.count, self.row_shape = shape[0], shape[1:]
         available = self._size() - position
-        wanted = math.prod(shape) * self._dtype.itemsize
+        wanted = math.prod(shape) * self.dtype.itemsize
         if available < wanted:
             raise DataError(
                 f"{self.name}: holds {available:,} bytes of rows, its header promises {wanted:,}",
@@ -103,8 +110,8 @@ class FileSource:
 
     def blocks(self) -> Iterator[Block]:
         """All rows in order; each block overwrites the one before."""
-        row_bytes = math.prod(self.row_shape) * self._dtype.itemsize
-        buffer = np.empty((min(rows_per_block(row_bytes), self.count), *self.row_shape), self._dtype)
+        row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
+        buffer = np.empty((min(rows_per_block(row_bytes), self.count), *self.row_shape), self.dtype)
         with self._open() as stream:
             _header(stream, self.name)
             for start in range(0, self.count, len(buffer)):
@@ -114,7 +121,7 @@ class FileSource:
 
     def all_rows(self) -> NDArray[Any]:
         """Everything at once, as it is stored."""
-        whole = np.empty((self.count, *self.row_shape), self._dtype)
+        whole = np.empty((self.count, *self.row_shape), self.dtype)
         with self._open() as stream:
             _header(stream, self.name)
             self._fill(stream, whole, 0)
@@ -187,8 +194,9 @@ def readable_dtype(block: NDArray[Any]) -> NDArray[Any]:
 
 
 def rows_per_block(row_bytes: int) -> int:
-    """How many rows make a block of about four megabytes."""
-    return max(1, _BLOCK_BYTES // max(1, row_bytes))
+    """How many rows make a block of about four megabytes; a multiple of the largest batch, where it holds one."""
+    rows = max(1, _BLOCK_BYTES // max(1, row_bytes))
+    return rows - rows % LARGEST_BATCH if rows > LARGEST_BATCH else rows
 
 
 def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
