@@ -57,24 +57,20 @@ class Moments:
             sigma2, kl = sigma2.flatten(2).mean(2), kl.flatten(2).sum(2)
         flat = mu.movedim(1, -1).flatten(0, -2)
         low, high = flat.amin(0), flat.amax(0)
-        mean, kl_spread = a.mean(0), _spread(kl)
+        mean, kl_high, kl_spread = a.mean(0), kl.amax(0), _spread(kl)
         if not torch.isfinite(mean.sum() + kl_spread[0].sum()):  # one number tells for all
-            _refuse_non_finite(mu, kl)
+            _refuse_non_finite(mu, logvar)
         centred = a - mean
         square = centred.square()
         comoment = centred.T @ centred
-        powers = {
-            (2, 0): comoment.diagonal().clone(),
-            (3, 0): (square * centred).sum(0),
-            (4, 0): square.square().sum(0),
-        }
+        powers = {(2, 0): comoment.diagonal().clone(), (3, 0): (square * centred).sum(0)}
         within = torch.zeros_like(mean)
         if v is not None:
             within = v.mean(0)
             u = v - within
             powers |= {(0, 2): u.square().sum(0), (1, 1): (centred * u).sum(0), (2, 1): (square * u).sum(0)}
-        sigma2_spread = _spread(sigma2)
-        return cls(len(mu), mean, within, powers, comoment, sigma2_spread, kl_spread, low, high, kl.amax(0))
+        powers[4, 0] = square.square_().sum(0)
+        return cls(len(mu), mean, within, powers, comoment, _spread(sigma2), kl_spread, low, high, kl_high)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of rows together; exact, in any order and grouping, up to rounding."""
@@ -120,27 +116,28 @@ class Moments:
 
 
 def _recentred(moments: Moments, da: Tensor, dv: Tensor) -> Powers:
-    """Σ (a − A)^p (v − V)^q about new centres; da, dv are old centre minus new centre."""
-    known: dict[tuple[int, int], Tensor | float] = {(0, 0): float(moments.count)}
-    known |= moments.powers
-    a_powers, v_powers = [torch.ones_like(da)], [torch.ones_like(dv)]
-    for powers, step in ((a_powers, da), (v_powers, dv)):
-        for _ in range(max(p + q for p, q in moments.powers)):
-            powers.append(powers[-1] * step)
+    """Σ (a − A)^p (v − V)^q about new centres; da, dv are old centre minus new centre. The binomial theorem."""
+    a, v = [torch.ones_like(da)], [torch.ones_like(dv)]
+    for p, q in moments.powers:
+        while len(a) <= p:
+            a.append(a[-1] * da)
+        while len(v) <= q:
+            v.append(v[-1] * dv)
     shifted: Powers = {}
     for p, q in moments.powers:
-        total = torch.zeros_like(da)
+        total = torch.addcmul(moments.powers[p, q], a[p], v[q], value=moments.count)
         for i, j in itertools.product(range(p + 1), range(q + 1)):
-            if i + j != 1:  # the sums of first powers about a mean are 0
-                term = math.comb(p, i) * math.comb(q, j) * known[i, j] * a_powers[p - i]
-                total += term * v_powers[q - j] if q > j else term
+            if i + j > 1 and (i, j) != (p, q):  # the sums of first powers about a mean are 0
+                step = a[p - i] if q == j else a[p - i] * v[q - j]
+                total.addcmul_(moments.powers[i, j], step, value=math.comb(p, i) * math.comb(q, j))
         shifted[p, q] = total
     return shifted
 
 
 def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
-    mean = values.mean(0)  # faster here than torch.var_mean, which is slow along the first dimension
-    return mean, (values - mean).square_().sum(0)
+    """Mean and squared deviations of `values`, which are used up; torch.var_mean is slow along the first dimension."""
+    mean = values.mean(0)
+    return mean, values.sub_(mean).square_().sum(0)
 
 
 def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -149,9 +146,8 @@ def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Te
     return torch.lerp(a[0], b[0], share), a[1] + b[1] + delta.square() * (n * share)
 
 
-def _refuse_non_finite(mu: Tensor, kl: Tensor) -> None:
-    while kl.dim() < mu.dim():
-        kl = kl[..., None]
+def _refuse_non_finite(mu: Tensor, logvar: Tensor) -> None:
+    kl = mu.square() + logvar.exp() - logvar
     bad = torch.nonzero(~(torch.isfinite(mu) & torch.isfinite(kl)))
     if len(bad):
         raise DataError(
