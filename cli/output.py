@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vaeprune.errors import one_line
@@ -109,11 +109,13 @@ def print_analysis(analysis: Analysis, title: str) -> None:
         show(f"    {analysis.advice.command}")
 
 
-def print_sizes(latents: tuple[int, int], weights: tuple[int, int]) -> None:
-    """Before and after."""
+def print_sizes(latents: tuple[int, int], weights: tuple[int, int], kept: Sequence[int]) -> None:
+    """Before and after, and which latents stay."""
     show(f"\n{'':14}{'before':>12}{'after':>12}")
     show(f"{'latents':14}{latents[0]:>12,}{latents[1]:>12,}")
     show(f"{'weights':14}{weights[0]:>12,}{weights[1]:>12,}   {1 - weights[1] / weights[0]:.1%} fewer")
+    show(f"\nkept, in this order: latents {', '.join(map(str, kept))}")
+    show("whatever else was trained on the original's z must be cut alike: z[:, kept_latents] of plan.json")
 
 
 def print_evidence(evidence: Evidence) -> None:

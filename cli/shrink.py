@@ -79,7 +79,7 @@ def _print(shrunk: Shrunk, title: str, dry_run: bool) -> None:
     if shrunk.plan is None:
         show("\nnothing to cut, so nothing was written")
         return
-    print_sizes(shrunk.latent_size, shrunk.parameters)
+    print_sizes(shrunk.latent_size, shrunk.parameters, shrunk.plan.kept_latents)
     if dry_run:
         show(f"\nplan: remove latents {', '.join(map(str, shrunk.plan.removed_latents))}")
         for cut in shrunk.plan.slices:
