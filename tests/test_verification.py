@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vaeprune
 from planted import (
     PlainVAE,
     assert_untouched,
@@ -21,7 +22,7 @@ from planted import (
 )
 from vaeprune.architectures import DenseVAE
 from vaeprune.data import as_data
-from vaeprune.errors import ModelError, UsageError, VerificationFailed
+from vaeprune.errors import ModelError, PlanError, UsageError, VerificationFailed
 from vaeprune.evidence import Error, Evidence, Exact, Gate, Sampling, Tolerances
 from vaeprune.onnx_export import OnnxErrors, export_onnx
 from vaeprune.posterior import VAE
@@ -486,3 +487,14 @@ def test_a_tolerance_that_is_no_number_is_refused(name: str, value: float) -> No
     with pytest.raises(UsageError) as error:
         Tolerances(**{name: value})
     assert str(error.value) == f"tolerance {name}: got {value}, expected a finite number of at least 0"
+
+
+def test_rows_split_by_another_seed_than_the_plans_are_refused() -> None:
+    torch.manual_seed(0)
+    vae, x = DenseVAE([6], [5], [5], 3), torch.rand(300, 6)
+    made = vaeprune.plan(vae, vaeprune.analyze(vae, x, ablate="none"), x, remove=[1], keep=[0, 2])
+    small = vaeprune.cut(vae, made)
+    assert vaeprune.verify(vae, small, as_data(x, seed=0), made).exact is not None
+    with pytest.raises(PlanError) as caught:
+        vaeprune.verify(vae, small, as_data(x, seed=1), made)
+    assert caught.value.message == "data: are split by seed 1, the plan was made with seed 0"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vaeprune.adapters import as_vae, batches_for, element_type, measuring
 from vaeprune.analysis.latents import interval
 from vaeprune.data import DataSets, Rows, as_data
-from vaeprune.errors import ModelError
+from vaeprune.errors import ModelError, PlanError
 from vaeprune.evidence import Error, Evidence, Exact, Sampling, Tolerances, gates_of
 from vaeprune.onnx_export import onnx_errors
 from vaeprune.posterior import VAE
@@ -43,6 +43,11 @@ def verify(
     """
     limits = tolerances or Tolerances()
     sets = as_data(data, int(plan.data.get("seed", seed)) if plan else seed)
+    if plan and plan.data.get("seed", sets.seed) != sets.seed:
+        raise PlanError(
+            f"data: are split by seed {sets.seed}, the plan was made with seed {plan.data['seed']}",
+            "split them by the plan's seed, so that no row that chose the cut judges it",
+        )
     a, b = as_vae(original, sets), as_vae(smaller, sets)
     if math.prod(a.input_shape) != math.prod(b.input_shape):
         raise ModelError(f"models: take rows of shape {a.input_shape} and {b.input_shape}, expected the same")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -60,7 +61,8 @@ def discover(
     flags = [(module, module.training) for module in network.modules()]
     try:
         network.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # calls are tried here that the module was not made for
             return _Discovery(network, rows[0], rows[1:], spread).run(input_shape, likelihood)
     finally:
         for module, training in flags:
@@ -89,9 +91,10 @@ class _Discovery:
             f"input: rows of shape {self.stored} are given as {tuple(self.x.shape[1:])}",
             f"posterior: {self.name}.{self.encoder} gives {where}; {how}",
         ]
+        why = "given, or from the model's own config"
         if likelihood is None:
-            likelihood = self._likelihood(reading, mean)
-            words.append(f"likelihood: {likelihood.kind}, the decoder gives its {likelihood.output}; from their ranges")
+            likelihood, why = self._likelihood(reading, mean), "from their ranges"
+        words.append(f"likelihood: {likelihood.kind}, the decoder gives its {likelihood.output}; {why}")
         shape = tuple(self.x.shape[1:])
         return AdaptedVAE(self.network, reading, likelihood, shape, tuple(mean.shape[1:]), tuple(words))
 

@@ -27,7 +27,8 @@ def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]
     """For each bias, what to add (float64, before slicing) when the latents in `constants` are held at their values.
 
     Raises CannotHold where a constant other than 0 meets zero padding, position-dependent taps or a weight without
-    bias; TraceError where a column that would go is not constant.
+    bias, or where a column that would go is not constant; holding the latents at 0 may then do. Raises TraceError where
+    one weight is called several times and would need several biases.
     """
     removed = sorted(constants)
     seen = _operands(subject, removed, [constants[i] for i in removed])
@@ -40,16 +41,16 @@ def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]
         if not columns.any():
             continue
         values = _constant_columns(site, operand, columns)
-        if not values.any():
-            continue
-        if not site.holds_constant or site.bias is None or site.bias_unknown:
+        if values.any() and (not site.holds_constant or site.bias is None or site.bias_unknown):
             why = "has no bias" if site.holds_constant else "pads with zeros or has position-dependent taps"
             raise CannotHold(f"{site.key}: {why}, so it cannot take over a constant other than 0")
+        if site.bias is None or site.bias_unknown:
+            continue
         change = _response(subject.weight(site.key), site, columns, values)
         if site.bias in changes and not torch.allclose(changes[site.bias], change, rtol=1e-9, atol=1e-12):
             raise TraceError(f"{site.key}: is called several times and sees different constants")
         changes[site.bias] = change
-    return changes
+    return {bias: change for bias, change in changes.items() if change.any()}
 
 
 def _operands(subject: Subject, removed: Sequence[int], values: Sequence[float]) -> Recorder:
@@ -71,14 +72,10 @@ def _constant_columns(site: Site, operand: Tensor, columns: Tensor) -> Tensor:
     first = values[0]
     rounding = 1e-11 if values.dtype == torch.float64 else 1e-5
     if not torch.allclose(values, first.expand_as(values), rtol=rounding, atol=rounding * 1e-2):
-        moved = CannotHold if _zero_somewhere(values) else TraceError
-        raise moved(f"{site.key}: a column that reads a removed latent also depends on its position or on other inputs")
+        raise CannotHold(
+            f"{site.key}: a column that reads a removed latent also depends on its position or on other inputs"
+        )
     return first
-
-
-def _zero_somewhere(values: Tensor) -> bool:
-    """Whether every entry is either one constant or exactly 0, as after zero padding before the call."""
-    return bool(all(len(torch.unique(v[v != 0])) <= 1 for v in values.T))
 
 
 def _response(weight: Tensor, site: Site, columns: Tensor, values: Tensor) -> Tensor:

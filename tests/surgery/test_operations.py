@@ -1,4 +1,4 @@
-"""Models that change tensors in place: what a probe knows of a run must not change with them."""
+"""Operations that a probe must neither be confused by nor confuse: changes in place, padded depthwise convolutions."""
 
 from __future__ import annotations
 
@@ -49,3 +49,33 @@ def test_in_place_operations_neither_break_the_trace_nor_the_values() -> None:
             z[:, removal.latent] = removal.constant
         assert torch.allclose(model.decode(z.clone()), small.decode(z[:, kept].clone()), rtol=1e-12, atol=1e-12)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+class Depthwise(nn.Module):
+    """Maps that a padded depthwise convolution reads: a constant would not be constant at the borders, 0 is."""
+
+    def __init__(self, latent_dim: int = 4) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(1, 2 * latent_dim, 1)
+        self.spread = nn.Conv2d(latent_dim, latent_dim, 3, padding=1, groups=latent_dim, bias=False)
+        self.out = nn.Conv2d(latent_dim, 1, 1)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, logvar = self.head(x).chunk(2, 1)
+        return mean, logvar
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.out(self.spread(z))
+
+
+def test_a_latent_is_held_at_0_where_a_constant_would_not_stay_one() -> None:
+    torch.manual_seed(0)
+    model, x = Depthwise().double(), torch.rand(200, 1, 5, 5, dtype=torch.float64)
+    adapted = adapt(model, x, spread="logvar")
+    plan = vaeprune.plan(adapted, vaeprune.analyze(adapted, x, ablate="none"), x, remove=[2], keep=[0, 1, 3])
+    assert [removal.constant for removal in plan.removals] == [0.0]
+    z = torch.randn(9, 4, 5, 5, dtype=torch.float64)
+    z[:, 2] = 0
+    small = vaeprune.cut(model, plan)
+    assert small.spread.groups == 3
+    assert torch.allclose(model.decode(z), small.decode(z[:, [0, 1, 3]]), rtol=1e-12, atol=1e-12)
