@@ -33,6 +33,7 @@ def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]
     removed = sorted(constants)
     seen = _operands(subject, removed, [constants[i] for i in removed])
     changes: dict[str, Tensor] = {}
+    needed: set[str] = set()
     for site, operand in zip(seen.sites, seen.operands, strict=True):
         columns = torch.zeros(operand.shape[site.operand_dim], dtype=torch.bool)
         for reader in traced.readers:
@@ -50,7 +51,9 @@ def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]
         if site.bias in changes and not torch.allclose(changes[site.bias], change, rtol=1e-9, atol=1e-12):
             raise TraceError(f"{site.key}: is called several times and sees different constants")
         changes[site.bias] = change
-    return {bias: change for bias, change in changes.items() if change.any()}
+        if values.any():
+            needed.add(site.bias)
+    return {bias: change for bias, change in changes.items() if bias in needed}
 
 
 def _operands(subject: Subject, removed: Sequence[int], values: Sequence[float]) -> Recorder:
