@@ -6,7 +6,7 @@ import dataclasses
 
 from . import options as o
 from .groups import takes
-from .output import print_analysis, print_json, progress
+from .output import note_variance_law, print_analysis, print_json, progress
 from .suggest import command_for
 
 
@@ -27,6 +27,7 @@ def analyze(
     vae = o.open_model(model, reading, sets, device, quiet)
     with progress(quiet or json) as report:
         analysis = analyze_model(vae, sets, thresholds=limits.thresholds(), ablate=limits.ablate.value, progress=report)
+    note_variance_law(vae, analysis, quiet)
     command = command_for(analysis.advice, vae, model, rows, reading, limits)
     analysis = dataclasses.replace(analysis, advice=dataclasses.replace(analysis.advice, command=command))
     if json:

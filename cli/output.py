@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from vaeprune.analysis import Analysis
     from vaeprune.evidence import Evidence
 
+_LAW = (0.75, 1.33)
 _COLOURS = {"active": "green", "inactive": "red", "mixed": "yellow"}
 
 
@@ -107,6 +109,17 @@ def print_analysis(analysis: Analysis, title: str) -> None:
     show(f"\nadvice: {analysis.advice.action}: {analysis.advice.reason}")
     if analysis.advice.command:
         show(f"    {analysis.advice.command}")
+
+
+def note_variance_law(vae: object, analysis: Analysis, quiet: bool) -> None:
+    """Hold what was assumed of a foreign encoder's spread against the variance law, on stderr."""
+    if not getattr(vae, "assumptions", ()):
+        return
+    law = statistics.median(latent.variance_law for latent in analysis.latents)
+    verdict = "near 1, as it is for a trained VAE whose spread was read rightly"
+    if not _LAW[0] < law < _LAW[1]:
+        verdict = "not near 1: the spread is something else (--spread), or training has not come to rest"
+    note(f"variance law: the median of variance + mean σ² is {law:.3f}, {verdict}", quiet)
 
 
 def print_sizes(latents: tuple[int, int], weights: tuple[int, int], kept: Sequence[int]) -> None:

@@ -11,7 +11,7 @@ from vaeprune.errors import UsageError, VerificationFailed
 
 from . import options as o
 from .groups import takes
-from .output import note, print_analysis, print_evidence, print_json, print_sizes, progress, show
+from .output import note, note_variance_law, print_analysis, print_evidence, print_json, print_sizes, progress, show
 
 if TYPE_CHECKING:
     from vaeprune.shrinking import Shrunk
@@ -66,6 +66,8 @@ def shrink(
                 raise
             shrunk, failed = error.result, True
             note(f"vaeprune: {error}")
+    if shrunk.analysis:
+        note_variance_law(vae, shrunk.analysis, quiet)
     if json:
         print_json(shrunk.to_json() | ({"plan": shrunk.plan.to_json()} if dry_run and shrunk.plan else {}))
     else:
