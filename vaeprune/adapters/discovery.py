@@ -29,6 +29,8 @@ from vaeprune.adapters.reading import (
     Path,
     Reading,
     Spread,
+    in_words,
+    last_step,
     sigma_of,
     tensors_in,
 )
@@ -86,7 +88,7 @@ class _Discovery:
         reading, how = self._decide(readings)
         halves = " (halves of one tensor)" if reading.mean == reading.spread else ""
         mean, _ = self._parts(reading)
-        where = f"the mean at {_named(reading.mean)}, the {reading.kind} at {_named(reading.spread)}{halves}"
+        where = f"the mean at {in_words(reading.mean)}, the {reading.kind} at {in_words(reading.spread)}{halves}"
         words = [
             f"input: rows of shape {self.stored} are given as {tuple(self.x.shape[1:])}",
             f"posterior: {self.name}.{self.encoder} gives {where}; {how}",
@@ -157,10 +159,10 @@ class _Discovery:
         if self.encoder == "forward":  # its reconstruction is not part of the posterior
             own = {p: t for p, t in own.items() if t[0].numel() != self.x[0].numel()}
         pairs = [(m, s) for m, s in itertools.permutations(own, 2) if own[m].shape == own[s].shape]
-        named = [(m, s) for m, s in pairs if _last(m) in MEANS and _last(s) in NAMED_SPREADS]
-        named.sort(key=lambda pair: SPREADS.index(NAMED_SPREADS[_last(pair[1])]))
+        named = [(m, s) for m, s in pairs if last_step(m) in MEANS and last_step(s) in NAMED_SPREADS]
+        named.sort(key=lambda pair: SPREADS.index(NAMED_SPREADS[last_step(pair[1])]))
         for mean, spread in named:
-            kind = self.wished_spread or NAMED_SPREADS[_last(spread)]
+            kind = self.wished_spread or NAMED_SPREADS[last_step(spread)]
             yield from self._with_decoder(replace(usual, mean=mean, spread=spread, kind=kind))
         if named:
             return
@@ -205,13 +207,13 @@ class _Discovery:
                 "pass --spread if you know what it is, or wrap the model in the VAE protocol",
             )
         first = readings[0]
-        if _last(first.spread) in NAMED_SPREADS:
+        if last_step(first.spread) in NAMED_SPREADS:
             return first, "by its name, as the module does not sample in forward"
         _, spread = self._parts(first)
         if (spread < 0).any():
             return first, "assumed, as it has negative values and the module does not sample in forward (--spread)"
         raise ModelError(
-            f"{self.name}.{self.encoder}: the spread at {_named(first.spread)} is positive and the module does not "
+            f"{self.name}.{self.encoder}: the spread at {in_words(first.spread)} is positive and the module does not "
             "sample in forward, so it may be a standard deviation, a variance or more",
             f"pass --spread, one of {', '.join(SPREADS)}",
         )
@@ -269,7 +271,7 @@ class _Discovery:
 
     def _shapes(self) -> str:
         return (
-            ", ".join(f"{_named(p)} {tuple(t.shape)}" for p, t in self.tensors.items()) or "no steady tensors of rows"
+            ", ".join(f"{in_words(p)} {tuple(t.shape)}" for p, t in self.tensors.items()) or "no steady tensors of rows"
         )
 
 
@@ -293,11 +295,3 @@ def _refuse_distribution(result: Any, where: str) -> None:
                 f"{where}: returns a {type(base).__name__} posterior, expected a diagonal Gaussian",
                 "idle latents are defined against N(0, I)",
             )
-
-
-def _last(path: Path) -> str:
-    return str(path[-1]) if path else ""
-
-
-def _named(path: Path) -> str:
-    return "result" + "".join(f"[{s}]" if isinstance(s, int) else f".{s}" for s in path)

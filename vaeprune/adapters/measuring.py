@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from vaeprune.adapters.adapted import element_type_of
 from vaeprune.data import Batch, Rows
 from vaeprune.data.sets import to_shape
 from vaeprune.data.sources import LARGEST_BATCH
@@ -51,7 +52,4 @@ def batches_for(vae: VAE, rows: Rows, size: int | None = None) -> Iterator[Batch
 
 def element_type(vae: VAE) -> tuple[torch.dtype, torch.device]:
     """Floating point type and device of the model's first weight."""
-    for parameter in vae.network.parameters():
-        if parameter.is_floating_point():
-            return parameter.dtype, parameter.device
-    return torch.float32, torch.device("cpu")
+    return element_type_of(vae.network)

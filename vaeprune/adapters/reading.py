@@ -91,6 +91,16 @@ def follow(value: Any, path: Path) -> Any:
     return value
 
 
+def last_step(path: Path) -> str:
+    """The name a path ends with; empty for the result itself."""
+    return str(path[-1]) if path else ""
+
+
+def in_words(path: Path) -> str:
+    """A path as a person would write it: result[0], result.latent_dist.mean."""
+    return "result" + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+
+
 def logvar_of(spread: Tensor, kind: Spread) -> Tensor:
     """ln sigma² from whatever the model calls its spread."""
     if kind == "logvar":

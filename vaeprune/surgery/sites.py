@@ -94,9 +94,11 @@ def classify(
     elif name in _CONV_TRANSPOSE:
         found = _transposed(_bound(_TRANSPOSED_ARGUMENTS, args, kwargs), views, _CONV_TRANSPOSE[name])
     elif name in _MATMUL:
-        found = _matmul(_bound(("input", "other"), args, kwargs), views)
+        names = {"input": "input", "other": "weight", "mat2": "weight"}
+        found = _matmul(_bound(("input", "other"), args, kwargs), names, views)
     elif name == "addmm":
-        found = _matmul(_bound(("bias", "mat1", "mat2"), args, kwargs), views)
+        names = {"input": "bias", "mat1": "input", "mat2": "weight"}
+        found = _matmul(_bound(("input", "mat1", "mat2"), args, kwargs), names, views)
     elif name == "batch_norm":
         found = _batch_norm(_bound(_NORM_ARGUMENTS, args, kwargs), views)
     elif name == "prelu":
@@ -205,13 +207,16 @@ def _transposed(a: _Arguments, views: Views, spatial: int) -> Site | None:
     return _site(a, views, (0, 1), (channel, channel), pointwise and plain)
 
 
-def _matmul(a: _Arguments, views: Views) -> Site | None:
-    for name, usual in (("other", "weight"), ("mat2", "weight"), ("mat1", "input"), ("input", "bias")):
-        if name in a and usual not in a and not (name == "input" and "mat1" not in a.places):
-            a[usual], a.places[usual] = a[name], a.places[name]
-    if not {"input", "weight"} <= set(a) or a["weight"].dim() != 2:
+def _matmul(a: _Arguments, names: Mapping[str, str], views: Views) -> Site | None:
+    """A product with the weight on the right; `names` says what each of torch's arguments is to a linear layer.
+
+    addmm's beta and alpha scale the bias and the product, which a folded constant would have to know: not understood.
+    """
+    renamed = _Arguments({names[name]: value for name, value in a.items() if name in names})
+    renamed.places = {names[name]: place for name, place in a.places.items() if name in names}
+    if {"beta", "alpha"} & set(a) or not {"input", "weight"} <= set(renamed) or renamed["weight"].dim() != 2:
         return None
-    return _site(a, views, (0, 1), (-1, -1), True)
+    return _site(renamed, views, (0, 1), (-1, -1), True)
 
 
 def _batch_norm(a: _Arguments, views: Views) -> Passenger | None:
