@@ -91,7 +91,7 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
             refuse_existing(target, force)  # it may have appeared meanwhile
             _put_in_place(temporary, target)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
 
 
 @contextlib.contextmanager
@@ -205,6 +205,15 @@ def _named(target: Path) -> Iterator[None]:
         raise StorageError(f"{target}: cannot be written: {error}") from error
 
 
+def _remove(folder: Path) -> None:
+    """Remove a folder of ours, also if Ctrl-C comes while it is being removed."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -227,7 +236,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         except OSError:
             old.rename(target)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     _flush(target.absolute().parent)
 
 
