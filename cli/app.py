@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from .analyze import analyze
+from .bench import bench
 from .encode import encode
 from .export import export
 from .shrink import shrink
@@ -18,7 +19,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, analyze, shrink, verify, export, encode):
+for command in (train, analyze, shrink, verify, export, encode, bench):
     app.command()(command)
 
 

@@ -15,6 +15,7 @@ from vaeprune.errors import ModelError
 
 Kind = Literal["bernoulli", "gaussian"]
 Output = Literal["logits", "mean"]
+_LEAST_PROBABILITY = 1e-4  # 1/p grows without bound where the decoder is certain
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,19 @@ class Likelihood:
     def mean(self, parameters: Tensor) -> Tensor:
         """E[x | z] from what the decoder handed over; same shape."""
         return torch.sigmoid(parameters) if self.output == "logits" else parameters
+
+    def curvature(self, parameters: Tensor) -> Tensor:
+        """Fisher information of each parameter, the expected second derivative of `nats`; same shape.
+
+        Bernoulli: p(1 − p) for logits, 1 / (p(1 − p)) for p itself. Gaussian: 1/s².
+        """
+        if self.kind == "gaussian":
+            return torch.full_like(parameters, 1 / self.scale**2)
+        if self.output == "logits":
+            p = torch.sigmoid(parameters)
+            return p * (1 - p)
+        p = parameters.clamp(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+        return 1 / (p * (1 - p))
 
     def check_range(self, x: Tensor, where: str) -> None:
         """Raise ModelError if rows x cannot come from this likelihood."""

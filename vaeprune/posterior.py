@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -33,6 +34,15 @@ class Posterior(NamedTuple):
         Asperti eq. (6): ½(mu² + sigma² − ln sigma² − 1).
         """
         return 0.5 * (self.mean.square() + self.logvar.exp() - self.logvar - 1)
+
+
+def negative_elbo(vae: VAE, x: Tensor, z: Tensor, posterior: Posterior, condition: Sequence[Tensor] = ()) -> Tensor:
+    """−ELBO of each row x (B, ...) in nats (B,), with one sample z of its `posterior`.
+
+    Kingma and Welling 2014, eq. (3); the KL is unweighted whatever the model was trained by.
+    """
+    nats = vae.likelihood.nats(x, vae.decode_parameters(z, *condition))
+    return nats + posterior.kl().flatten(1).sum(1)
 
 
 @runtime_checkable

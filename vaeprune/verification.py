@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from vaeprune.data import DataSets, Rows, as_data
 from vaeprune.errors import ModelError, PlanError
 from vaeprune.evidence import Error, Evidence, Exact, Sampling, Tolerances, gates_of
 from vaeprune.onnx_export import onnx_errors
-from vaeprune.posterior import VAE
+from vaeprune.posterior import VAE, negative_elbo
 from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.probe import Subject
+from vaeprune.surgery.reference import Reference
 
 _DOUBLE_ROWS = 256
 
@@ -88,7 +89,7 @@ class _Comparison:
 
     def __init__(self, a: VAE, b: VAE, kept: Tensor | None, plan: Plan | None, seed: int) -> None:
         self.a, self.b, self.kept = a, b, kept
-        self._constants = {r.latent: r.constant for r in plan.removals} if plan else None
+        self._reference = Reference(a, plan) if plan else None
         self.mean_path, self.prior = _Running(), _Running()
         self._generator = torch.Generator().manual_seed(seed)
         self._low, self._high = math.inf, -math.inf
@@ -113,15 +114,18 @@ class _Comparison:
         noise, prior = (torch.randn(p.mean.shape, generator=self._generator).to(p.mean) for _ in range(2))
         z = p.sample(noise)
         own = noise[:, self.kept] if self.kept is not None else self._fresh(q.mean)
-        self._losses.append(self._loss(self.b, x, q.sample(own), q, condition) - self._loss(self.a, x, z, p, condition))
+        before = negative_elbo(self.a, x, z, p, condition)
+        self._losses.append(negative_elbo(self.b, x, q.sample(own), q, condition) - before)
         if self.kept is None:
             return
         self.prior.see(self.a.decode(prior, *condition), self.b.decode(prior[:, self.kept], *condition))
-        if self._constants is not None:
-            self._compare("mean", p.mean[:, self.kept], q.mean)
-            self._compare("logvar", p.logvar[:, self.kept], q.logvar)
-            self._compare("posterior", self._held(z, condition), self.b.decode(z[:, self.kept], *condition))
-            self._compare("prior", self._held(prior, condition), self.b.decode(prior[:, self.kept], *condition))
+        if self._reference is not None:
+            held = self._reference.encode(x, *condition)
+            self._compare("mean", held.mean, q.mean)
+            self._compare("logvar", held.logvar, q.logvar)
+            for name, latents in (("posterior", z), ("prior", prior)):
+                decoded = self._reference.decode(latents, *condition)
+                self._compare(name, decoded, self.b.decode(latents[:, self.kept], *condition))
 
     def exact(self) -> tuple[float, float]:
         """Largest absolute, and largest relative difference over the four tensors."""
@@ -134,13 +138,6 @@ class _Comparison:
         error = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         return Sampling(losses.mean().item(), interval(losses.mean().item(), error))
 
-    def _held(self, z: Tensor, condition: Sequence[Tensor]) -> Tensor:
-        """What the original decodes with its removed latents at the plan's constants."""
-        z = z.clone()
-        for latent, constant in (self._constants or {}).items():
-            z[:, latent] = constant
-        return self.a.decode(z, *condition)
-
     def _compare(self, name: str, reference: Tensor, found: Tensor) -> None:
         if reference.shape != found.shape:
             raise ModelError(
@@ -152,12 +149,6 @@ class _Comparison:
 
     def _fresh(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._generator).to(like)
-
-    @staticmethod
-    def _loss(vae: VAE, x: Tensor, z: Tensor, posterior: Any, condition: Sequence[Tensor]) -> Tensor:
-        """−ELBO of each row in nats, one sample."""
-        nats = vae.likelihood.nats(x, vae.decode_parameters(z, *condition))
-        return nats + posterior.kl().flatten(1).sum(1)  # type: ignore[no-any-return]
 
 
 def _exact_in_double(original: VAE, plan: Plan, rows: Rows, seed: int) -> float | None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import foreign_models as foreign
+import planted
+from vaeprune.adapters import AdaptedVAE, adapt
 from vaeprune.architectures import BuiltVAE, ConvolutionalVAE, DenseVAE, initialise
 from vaeprune.data import MemoryRows
 from vaeprune.errors import ModelError, TrainingError, VaepruneError
@@ -107,6 +112,302 @@ def test_flat_rows_train_an_image_network() -> None:
 def test_the_objective_is_the_one_asked_for() -> None:
     a, b = (train(dense(), ROWS["dense"], Options(1, objective=Objective(penalty))).vae for penalty in ("full", "none"))
     assert not torch.equal(a.logvar_head.bias, b.logvar_head.bias)
+
+
+# The learning rate
+
+
+def interrupted(vae: nn.Module, x: Any, options: Options, after: int) -> Trained[Any]:
+    """A training of `options` that was stopped after so many epochs."""
+    kept: list[Trained[Any]] = []
+
+    def stop(done: Trained[Any]) -> None:
+        if len(done.history.epochs) == after:
+            kept.append(Trained(copy.deepcopy(done.vae), done.history, done.state))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(vae, x, options, on_epoch=stop)
+    return kept[0]
+
+
+def test_the_rate_falls_by_the_same_amount_each_minibatch_and_reaches_0_after_the_last() -> None:
+    steps: list[Step] = []
+    train(dense(), ROWS["dense"], Options(2, batch_size=20, learning_rate=0.6, decay=True), on_step=steps.append)
+    np.testing.assert_allclose([s.learning_rate for s in steps], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert Options(2, decay=True).rate(7, batches=3) == 0
+
+
+def test_without_decay_the_rate_stays() -> None:
+    steps: list[Step] = []
+    train(dense(), ROWS["dense"], Options(2, batch_size=20, learning_rate=0.6), on_step=steps.append)
+    assert {s.learning_rate for s in steps} == {0.6}
+
+
+def test_the_rate_is_that_of_the_optimiser() -> None:
+    vae, x = dense(), ROWS["dense"][:16]
+    trained = train(vae, x, Options(3, batch_size=8, learning_rate=0.01, decay=True))
+    generator = torch.Generator().manual_seed(0)
+    expected = copy.deepcopy(vae)
+    optimiser = torch.optim.Adam(expected.parameters(), lr=0.01)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.0, total_iters=6)
+    for _ in range(3):
+        for indices in torch.randperm(16, generator=generator).split(8):
+            optimiser.zero_grad()
+            Objective()(expected, x[indices], torch.randn(8, 2, generator=generator)).total.mean().backward()
+            optimiser.step()
+            schedule.step()
+    assert optimiser.param_groups[0]["lr"] == pytest.approx(0)
+    for got, wanted in zip(trained.vae.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_the_last_of_many_steps_under_decay_changes_next_to_nothing() -> None:
+    seen: list[Tensor] = []
+    train(
+        dense(),
+        ROWS["dense"],
+        Options(500, batch_size=50, learning_rate=0.01, decay=True),
+        on_epoch=lambda done: seen.append(weights(done.vae)["output.bias"]),
+    )
+    assert (seen[1] - seen[0]).abs().max() > 1e-3
+    assert (seen[-1] - seen[-2]).abs().max() < 1e-4
+
+
+@BOTH
+@pytest.mark.parametrize("after", [1, 2])
+def test_an_interrupted_training_under_decay_goes_on_to_the_bit(name: str, after: int) -> None:
+    options = Options(3, batch_size=8, learning_rate=0.01, decay=True)
+    whole = train(BUILD[name](), ROWS[name], options)
+    first = interrupted(BUILD[name](), ROWS[name], options, after)
+    resumed = train(first.vae, ROWS[name], options, resume=(first.history, first.state))
+    assert same(weights(resumed.vae), weights(whole.vae))
+    assert same(resumed.state, whole.state)
+    assert resumed.history == whole.history
+
+
+# Somebody's own VAE
+
+
+class Dropped(foreign.Reader):
+    """Dropout in the decoder."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.out(nn.functional.dropout(torch.tanh(self.read(z)), 0.5, self.training))
+
+
+def adapted(family: foreign.Family) -> tuple[AdaptedVAE, MemoryRows]:
+    return adapt(family.network, family.data), MemoryRows("rows", family.x, *family.conditions)
+
+
+FOREIGN: dict[str, Callable[[], foreign.Family]] = {
+    "plain": foreign.family,
+    "conditional": foreign.conditional,
+    "class_conditional": foreign.class_conditional,
+    "maps": lambda: foreign.maps(quant=True),
+    "sequences": foreign.sequences,
+    "batch_norm": lambda: foreign.family(reader=foreign.Normalised),
+    "dropout": lambda: foreign.family(reader=Dropped),
+}
+EACH = pytest.mark.parametrize("name", FOREIGN)
+
+
+@EACH
+def test_a_foreign_vae_learns(name: str) -> None:
+    vae, x = adapted(FOREIGN[name]())
+    trained = train(vae, x, Options(8, batch_size=50, learning_rate=0.01))
+    losses = [epoch.loss for epoch in trained.history.epochs]
+    assert isinstance(trained.vae, AdaptedVAE)
+    assert type(trained.vae.network) is type(vae.network)
+    assert losses[-1] < losses[0] - 0.1
+    assert all(len(epoch.variance) == vae.latent_size for epoch in trained.history.epochs)
+
+
+@EACH
+def test_a_foreign_vae_is_untouched(name: str) -> None:
+    vae, x = adapted(FOREIGN[name]())
+    vae.network.eval()
+    next(vae.network.children()).train()
+    before, flags, generator = weights(vae), [m.training for m in vae.modules()], torch.get_rng_state()
+    trained = train(vae, x, Options(1, batch_size=50))
+    assert same(weights(vae), before)
+    assert [m.training for m in vae.modules()] == flags
+    assert all(p.grad is None for p in vae.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not any(m.training for m in trained.vae.modules())
+    assert all(p.grad is None for p in trained.vae.parameters())
+    assert not same(weights(trained.vae), before)
+
+
+@EACH
+def test_a_foreign_training_is_repeated_and_resumed_to_the_bit(name: str) -> None:
+    vae, x = adapted(FOREIGN[name]())
+    options = Options(3, batch_size=50, learning_rate=0.01, decay=True)
+    whole = train(vae, x, options)
+    torch.manual_seed(99)
+    again = train(vae, x, options, on_step=lambda _: torch.rand(7))
+    first = interrupted(vae, x, options, 1)
+    resumed = train(first.vae, x, options, resume=(first.history, first.state))
+    for other in (again, resumed):
+        assert same(weights(other.vae), weights(whole.vae))
+        assert other.history == whole.history
+        assert same(other.state, whole.state)
+
+
+def test_dropout_draws_anew_in_each_step_and_with_each_seed() -> None:
+    vae, x = adapted(FOREIGN["dropout"]())
+    masks: list[Tensor] = []
+
+    class Noted(Dropped):
+        def forward(self, z: Tensor) -> Tensor:
+            if self.training:
+                masks.append(nn.functional.dropout(torch.ones(20), 0.5))
+            return super().forward(z)
+
+    vae.network.reader.__class__ = Noted
+    for seed in (0, 1):
+        train(vae, x, Options(1, batch_size=100, seed=seed))
+    assert len(masks) == 6
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(masks, 2))
+
+
+def test_conditions_reach_both_sides_in_the_order_of_their_rows() -> None:
+    """Rows that are their own condition: whatever is asked for x can be read off c."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Spy(planted.OwnVAE):
+        input_shape = (2, 3)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.out = nn.Linear(6, 4), nn.Linear(2, 6)
+
+        @property
+        def latent_size(self) -> int:
+            return 2
+
+        def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+            seen.append((x, condition[0]))
+            return Posterior(*self.head(x.flatten(1)).chunk(2, 1))
+
+        def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+            assert torch.equal(condition[0], seen[-1][1])
+            return self.out(z).view(-1, 2, 3)
+
+    x = rows(30, 6)
+    trained = train(Spy(), MemoryRows("rows", x, (x * 10).double()), Options(1, batch_size=8))
+    assert isinstance(trained.vae, Spy)
+    assert {len(x) for x, _ in seen} == {8, 6, 30}
+    for x, c in seen:
+        assert x.shape[1:] == (2, 3)
+        assert c.dtype == torch.float32
+        torch.testing.assert_close(c, 10 * x.flatten(1))
+
+
+def test_a_foreign_convolution_may_be_viewed_as_a_vector() -> None:
+    class Viewing(planted.OwnVAE):
+        input_shape, latent_size = (1, 4, 4), 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution, self.head, self.out = nn.Conv2d(1, 3, 3), nn.Linear(12, 4), nn.Linear(2, 16)
+
+        def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+            return Posterior(*self.head(self.convolution(x).view(len(x), -1)).chunk(2, 1))
+
+        def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+            return self.out(z).view(-1, 1, 4, 4)
+
+    assert math.isfinite(train(Viewing(), rows(20, 1, 4, 4), Options(1)).history.epochs[0].loss)
+
+
+def test_a_network_in_float64_is_trained_in_float64() -> None:
+    vae, x = adapted(FOREIGN["conditional"]())
+    trained = train(copy.deepcopy(vae).double(), x, Options(2, batch_size=50))
+    single = train(vae, x, Options(2, batch_size=50))
+    for a, b in zip(trained.vae.parameters(), single.vae.parameters(), strict=True):
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a, b.double(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_computed_weights_are_trained_through_what_they_are_computed_from(norm: Callable[..., Any]) -> None:
+    vae, x = adapted(FOREIGN["plain"]())
+    norm(vae.network.body)
+    before = weights(vae)
+    trained = train(vae, x, Options(2, batch_size=50))
+    assert same(weights(vae), before)
+    assert not torch.equal(trained.vae.network.body.weight, vae.network.body.weight)
+
+
+def test_what_requires_no_gradient_stays() -> None:
+    vae, x = adapted(FOREIGN["batch_norm"]())
+    vae.network.body.requires_grad_(False)
+    options = Options(2, batch_size=50)
+    first = interrupted(vae, x, options, 1)
+    trained = train(first.vae, x, options, resume=(first.history, first.state)).vae
+    assert torch.equal(trained.network.body.weight, vae.network.body.weight)
+    assert not trained.network.body.weight.requires_grad
+    assert not torch.equal(trained.network.fc_mu.weight, vae.network.fc_mu.weight)
+    assert not any("body" in name for name in first.state)
+
+
+def test_a_parameter_no_loss_reaches_does_not_keep_a_training_from_going_on() -> None:
+    options = Options(2, batch_size=8, objective=Objective("none", sampling=False))
+    whole, first = train(dense(), ROWS["dense"], options), interrupted(dense(), ROWS["dense"], options, 1)
+    resumed = train(first.vae, ROWS["dense"], options, resume=(first.history, first.state))
+    assert same(weights(resumed.vae), weights(whole.vae))
+    assert torch.equal(resumed.vae.logvar_head.weight, dense().logvar_head.weight)
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(TrainingError) as caught:
+        train(dense().requires_grad_(False), ROWS["dense"])
+    assert caught.value.message == ("DenseVAE: has no parameter that requires a gradient, so nothing can be trained")
+
+
+def test_what_is_no_module_is_refused() -> None:
+    class Protocol:
+        input_shape, likelihood = (6,), Likelihood()
+
+    with pytest.raises(ModelError, match=r"train: got a Protocol, expected an nn\.Module with the VAE protocol"):
+        train(Protocol(), ROWS["dense"])
+
+
+def test_training_goes_on_where_gradients_are_off() -> None:
+    with torch.no_grad():
+        a = train(dense(), ROWS["dense"], Options(1))
+    assert same(weights(a.vae), weights(train(dense(), ROWS["dense"], Options(1)).vae))
+
+
+class Probabilities(planted.OwnVAE):
+    """A decoder that ends in a sigmoid."""
+
+    input_shape = (6,)
+    likelihood = Likelihood("bernoulli", "mean")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.out = nn.Linear(6, 4), nn.Linear(2, 6)
+
+    @property
+    def latent_size(self) -> int:
+        return 2
+
+    def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+        return Posterior(*self.head(x).chunk(2, 1))
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        return torch.sigmoid(self.out(z))
+
+
+def test_a_decoder_of_probabilities_that_gives_nan_is_a_loss_of_nan() -> None:
+    vae = Probabilities()
+    assert math.isfinite(train(vae, ROWS["dense"], Options(1)).history.epochs[0].loss)
+    with torch.no_grad():
+        vae.out.bias[0] = math.nan
+    with pytest.raises(TrainingError, match="epoch 1, minibatch 1: the loss became nan"):
+        train(vae, ROWS["dense"], Options(1))
 
 
 # What stays as it is
@@ -266,6 +567,13 @@ def test_the_spread_of_latents_is_over_all_batches_together() -> None:
     got = latent_spread([Posterior(m, v) for m, v in zip(mean.split(3), logvar.split(3), strict=True)])
     np.testing.assert_allclose(got[0], mean.numpy().var(0), rtol=1e-12)
     np.testing.assert_allclose(got[1], np.exp(logvar.numpy()).mean(0), rtol=1e-12)
+
+
+def test_every_position_of_a_map_counts_in_its_spread() -> None:
+    mean, logvar = rows(7, 3, 2, 5).double(), rows(7, 3, 2, 5).double() - 0.5
+    got = latent_spread([Posterior(m, v) for m, v in zip(mean.split(3), logvar.split(3), strict=True)])
+    np.testing.assert_allclose(got[0], mean.numpy().var((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(got[1], np.exp(logvar.numpy()).mean((0, 2, 3)), rtol=1e-12)
 
 
 # What goes wrong

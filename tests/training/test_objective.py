@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from planted import OwnVAE
 from vaeprune.architectures import DenseVAE
 from vaeprune.errors import TrainingError
 from vaeprune.likelihood import Likelihood
@@ -109,6 +110,25 @@ def test_without_sampling_the_mean_is_decoded(vae: DenseVAE) -> None:
     expected = vae.likelihood.nats(X, vae.decode_parameters(vae.encode(X).mean))
     assert torch.equal(loss.reconstruction, expected)
     assert torch.equal(loss.total, expected + loss.kl)
+
+
+def test_the_elbo_of_latents_that_are_maps_sums_over_positions() -> None:
+    class Maps(OwnVAE):
+        def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+            return Posterior(x[:, :2] + condition[0], x[:, 1:])
+
+        def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+            return torch.cat([z, z[:, :1]], 1) * condition[0]
+
+    x, noise, c = normal(4, 3, 2, 5), normal(4, 2, 2, 5, seed=1), normal(4, 1, 2, 5, seed=2)
+    loss = Objective()(Maps(), x, noise, c)
+    q = Normal(x[:, :2] + c, torch.exp(0.5 * x[:, 1:]))
+    z = q.mean + q.stddev * noise
+    expected = -Normal(torch.cat([z, z[:, :1]], 1) * c, 1.0).log_prob(x).sum((1, 2, 3))
+    kl = kl_divergence(q, Normal(0.0, 1.0)).sum((1, 2, 3))
+    torch.testing.assert_close(loss.reconstruction, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss.kl, kl, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss.total, expected + kl, rtol=1e-12, atol=1e-12)
 
 
 def test_sampling_teaches_the_logvar_also_without_a_penalty(vae: DenseVAE) -> None:

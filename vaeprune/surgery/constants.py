@@ -47,7 +47,7 @@ def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]
             raise CannotHold(f"{site.key}: {why}, so it cannot take over a constant other than 0")
         if site.bias is None or site.bias_unknown:
             continue
-        change = _response(subject.weight(site.key), site, columns, values)
+        change = response(subject.weight(site.key), site, columns, values)
         if site.bias in changes and not torch.allclose(changes[site.bias], change, rtol=1e-9, atol=1e-12):
             raise TraceError(f"{site.key}: is called several times and sees different constants")
         changes[site.bias] = change
@@ -81,7 +81,7 @@ def _constant_columns(site: Site, operand: Tensor, columns: Tensor) -> Tensor:
     return first
 
 
-def _response(weight: Tensor, site: Site, columns: Tensor, values: Tensor) -> Tensor:
-    """What the columns add to each output channel: Σ over columns and taps of weight·value."""
+def response(weight: Tensor, site: Site, columns: Tensor, values: Tensor) -> Tensor:
+    """What the columns add to each output channel (O,), float64: Σ over columns and taps of weight·value."""
     moved = weight.movedim((site.input_axis, site.output_axis), (0, 1))[columns]
     return torch.einsum("io...,i->o", moved.double(), values.double())

@@ -65,16 +65,23 @@ def apply(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """The arithmetic of a plan in the precision of `state`, which need not be the weights it was made for."""
     smaller = {key: value.detach().clone() for key, value in state.items()}
     for key, change in plan.bias_changes.items():
-        if key not in smaller or smaller[key].shape != change.shape:
-            raise PlanError(f"plan: changes {key} by {tuple(change.shape)}, the weights have no such vector")
-        smaller[key] = (smaller[key].double() + change.to(smaller[key].device)).to(smaller[key].dtype)
+        _add(smaller, key, change)
     for part in plan.slices:
         tensor = smaller.get(part.key)
         if tensor is None or tensor.dim() <= part.axis or tensor.shape[part.axis] != part.size:
             got = None if tensor is None else tuple(tensor.shape)
             raise PlanError(f"plan: cuts {part.key} on axis {part.axis} of {part.size}, the weights have {got}")
         smaller[part.key] = tensor.index_select(part.axis, torch.tensor(part.kept, device=tensor.device))
+    for key, change in plan.refits.items():
+        _add(smaller, key, change)
     return smaller
+
+
+def _add(state: dict[str, Tensor], key: str, change: Tensor) -> None:
+    """Add in float64, in the type of the weights."""
+    if key not in state or state[key].shape != change.shape:
+        raise PlanError(f"plan: changes {key} by {tuple(change.shape)}, the weights have no such tensor")
+    state[key] = (state[key].double() + change.to(state[key].device)).to(state[key].dtype)
 
 
 def network_of(model: object) -> nn.Module:

@@ -8,7 +8,8 @@ is still that weight.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +30,62 @@ _MIXING = {
 }  # fmt: skip
 
 
+class Run:
+    """One call of a site, which can be made again with another operand or other weights."""
+
+    def __init__(self, site: Site, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        self.site, self._func = site, func
+        self._args, self._kwargs = list(args), dict(kwargs)
+
+    @property
+    def operand(self) -> Tensor:
+        """What the site reads."""
+        found: Tensor = self.argument(self.site.operand)
+        return found
+
+    def argument(self, place: int | str) -> Any:
+        """An argument by position or name, None if it was not given."""
+        if isinstance(place, int):
+            return self._args[place] if place < len(self._args) else None
+        return self._kwargs.get(place)
+
+    def replace(self, place: int | str, value: Any) -> None:
+        """Set an argument for all further calls."""
+        if isinstance(place, int):
+            self._args[place] = value
+        else:
+            self._kwargs[place] = value
+
+    def __call__(
+        self, operand: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
+    ) -> Tensor:
+        """The result; `weight` and `bias` in the layout of the state dict."""
+        args, kwargs = list(self._args), dict(self._kwargs)
+        views = (weight if weight is None else weight.permute(self.site.axes)), bias
+        for place, value in zip(
+            (self.site.operand, self.site.weight, self.site.bias_place), (operand, *views), strict=True
+        ):
+            if value is not None:
+                (args if isinstance(place, int) else kwargs)[place] = value  # type: ignore[index]
+        found: Tensor = self._func(*args, **kwargs)
+        return found
+
+    def taps(self, operand: Tensor) -> Tensor:
+        """(T, *result's places): which place of the operand (its number, from 1) each tap sees there; 0 is padding.
+
+        The convolution itself is run on an image of place numbers, once for each tap with a kernel that is 1 there.
+        """
+        kernel = self.argument(self.site.weight).shape[2:]
+        taps, places = math.prod(kernel), operand.shape[2:]
+        numbers = torch.arange(1, math.prod(places) + 1, dtype=torch.float64).view(1, 1, *places)
+        single = torch.eye(taps, dtype=torch.float64).view(taps, 1, *kernel)
+        if self.site.transposed:
+            single = single.transpose(0, 1)
+        names = dict(self._kwargs) | dict(zip(self.site.names, self._args, strict=False))
+        found: Tensor = self._func(**names | {"input": numbers, "weight": single, "bias": None, "groups": 1})
+        return found[0].round().long()
+
+
 class Watcher:
     """What to do at each call on weights; the base class does nothing and changes nothing.
 
@@ -39,9 +96,9 @@ class Watcher:
         """Before a site reads `value`."""
         return value
 
-    def known_result(self, call: int) -> Tensor | None:
-        """What a call will give, where that is known, so that it need not be computed again."""
-        return None
+    def compute(self, call: int, site: Site, run: Run) -> Tensor:
+        """What a site writes; where that is known it need not be computed again."""
+        return run()
 
     def result(self, call: int, site: Site, value: Tensor) -> Tensor:
         """After a site wrote `value`."""
@@ -50,8 +107,9 @@ class Watcher:
     def passed(self, passenger: Passenger, value: Tensor) -> None:
         """`value` came out of a call with per-channel parameters."""
 
-    def unknown(self, call: Unknown, value: Any, where: str) -> None:
+    def unknown(self, call: Unknown, value: Any, where: str) -> Any:
         """`value` came out of a call on weights that is not understood, in the module at path `where`."""
+        return value
 
     def mixed(self, function: str, value: Tensor, where: str) -> None:
         """`value` went into a function that mixes channels, in the module at path `where`."""
@@ -82,38 +140,39 @@ class _Mode(TorchFunctionMode):
         if isinstance(found, Passenger):
             self._watcher.passed(found, value)
         elif isinstance(found, Unknown):
-            self._watcher.unknown(found, value, self._where())
+            value = self._watcher.unknown(found, value, self._where())
         return value
 
     def _at_site(self, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
         call, self._calls = self._calls, self._calls + 1
-        args, kwargs = list(args), dict(kwargs)
-        place: Any = args if isinstance(site.operand, int) else kwargs
-        place[site.operand] = self._watcher.operand(call, site, place[site.operand])
-        known = self._watcher.known_result(call)
-        return self._watcher.result(call, site, func(*args, **kwargs) if known is None else known)
+        run = Run(site, func, args, kwargs)
+        run.replace(site.operand, self._watcher.operand(call, site, run.argument(site.operand)))
+        return self._watcher.result(call, site, self._watcher.compute(call, site, run))
 
     def _where(self) -> str:
         return self._inside[-1] if self._inside else "the model"
 
 
 class Subject:
-    """A copy of a model in eval mode, in float64 where it runs so, to be probed; the model itself stays as it is.
+    """A copy of a model in eval mode, to be probed; the model itself stays as it is.
 
-    Weights that are computed (weight norm and the like) are plain in the copy; `plain` are the paths of their modules.
-    `example`: rows in the copy's type.
+    It is in float64 where it runs so, unless `double` is false. Weights that are computed (weight norm and the like)
+    are plain in the copy; `plain` are the paths of their modules. `example`: rows in the copy's type.
     """
 
-    def __init__(self, vae: VAE, example: Batch) -> None:
+    def __init__(self, vae: VAE, example: Batch = (), double: bool = True) -> None:
         self.vae: VAE = copied(vae)  # type: ignore[type-var]
         network = self.vae.network
         self.plain = make_plain(network)
-        network.double().eval().requires_grad_(False)
-        self.example = _as(torch.float64, example)
-        if not self._runs():  # a type is written into its code
-            dtype, _ = element_type(vae)
-            network.to(dtype)
-            self.example = _as(dtype, example)
+        network.eval().requires_grad_(False)
+        self.example = example
+        if double:
+            network.double()
+            self.example = _as(torch.float64, example)
+            if not self._runs():  # a type is written into its code
+                dtype, _ = element_type(vae)
+                network.to(dtype)
+                self.example = _as(dtype, example)
         self.inside: list[str] = []
         for path, module in network.named_modules():
             module.register_forward_pre_hook(lambda _m, _a, path=path: self.inside.append(path or "the model"))
@@ -142,10 +201,10 @@ class Subject:
         """All state-dict keys of the tensor behind one of them."""
         return next(keys for _, keys in self.aliases if key in keys)
 
-    def run(self, what: Callable[[VAE], Any], watcher: Watcher) -> Any:
+    def run(self, what: Callable[[VAE], Any], watcher: Watcher, gradients: bool = False) -> Any:
         """`what(model)` with `watcher` in view of each call; random numbers are the same in every run."""
         self.inside.clear()
-        with _reproducibly(), torch.no_grad(), _Mode(self, watcher):
+        with _reproducibly(), torch.set_grad_enabled(gradients), _Mode(self, watcher):
             return what(self.vae)
 
 
@@ -182,7 +241,7 @@ class Isolated(Watcher):
         self.reached: dict[int, Tensor] = {}
         self.passengers: list[tuple[Passenger, Tensor]] = []
         self.unknowns: list[tuple[str, Tensor]] = []
-        self.mixers: list[str] = []
+        self.mixers: dict[str, Tensor] = {}
 
     def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note which channels differ, then hand over the undisturbed operand."""
@@ -202,7 +261,7 @@ class Isolated(Watcher):
         self.reached[call] = by_channel(differs(value, before), site.operand_dim, self.rows)
         return before.expand_as(value)
 
-    def known_result(self, call: int) -> Tensor | None:
+    def compute(self, call: int, site: Site, run: Run) -> Tensor:
         """The undisturbed result, in memory of its own."""
         result = self._undisturbed.results[call]
         return result.repeat(self.rows, *[1] * (result.dim() - 1))
@@ -212,7 +271,7 @@ class Isolated(Watcher):
         if value.isnan().any():
             self.passengers.append((passenger, by_channel(value.isnan(), passenger.dim, self.rows)))
 
-    def unknown(self, call: Unknown, value: Any, where: str) -> None:
+    def unknown(self, call: Unknown, value: Any, where: str) -> Any:
         """Note which rows reached a call that is not understood."""
         tensors = [v for v in (value if isinstance(value, tuple) else (value,)) if isinstance(v, Tensor)]
         for tensor in tensors:
@@ -222,11 +281,32 @@ class Isolated(Watcher):
                 if len(dims) == 1 or (dims and dims[0] == 0):
                     rows = tensor.isnan().movedim(dims[0], 0).reshape(self.rows, -1).any(1)
                 self.unknowns.append((f"{call.function} with {', '.join(call.keys)} in {where}", rows))
+        return value
 
     def mixed(self, function: str, value: Tensor, where: str) -> None:
-        """Note a function that mixes channels where a NaN went in."""
+        """Note in which rows a NaN went into a function that mixes channels."""
         if value.is_floating_point() and value.isnan().any():
-            self.mixers.append(f"{function} in {where}")
+            rows = torch.ones(self.rows, dtype=torch.bool)
+            if value.dim() and len(value) == self.rows:
+                rows = value.isnan().reshape(self.rows, -1).any(1)
+            name = f"{function} in {where}"
+            self.mixers[name] = self.mixers.get(name, torch.zeros_like(rows)) | rows
+
+
+class Disturbed(Isolated):
+    """Changes what calls write: `marks` (rows, channels) says, per call, which channels in which row."""
+
+    def __init__(self, undisturbed: Recorder, rows: int, marks: Mapping[int, Tensor], change: float) -> None:
+        super().__init__(undisturbed, rows)
+        self._marks, self._change = marks, change
+
+    def result(self, call: int, site: Site, value: Tensor) -> Tensor:
+        """Disturb what is marked."""
+        if call not in self._marks:
+            return value
+        moved = value.movedim(site.result_dim, 1)
+        mark = self._marks[call].view(*self._marks[call].shape, *[1] * (moved.dim() - 2))
+        return torch.where(mark, moved + self._change, moved).movedim(1, site.result_dim)
 
 
 def differs(value: Tensor, before: Tensor) -> Tensor:

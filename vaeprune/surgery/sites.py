@@ -3,8 +3,9 @@
 Cases, by the torch function that was called (from a module or not):
 1. linear, conv*, conv_transpose*, matmul with the weight on the right, addmm: a `Site`. It reads input channels and
    writes output channels; a channel ends there.
-2. batch_norm in eval mode, prelu, and arithmetic with a broadcast parameter, depthwise convolution: a `Passenger`.
-   A channel goes through it and keeps its place; the parameter has an entry for each channel.
+2. batch_norm in eval mode, prelu, arithmetic with a broadcast parameter, depthwise and grouped convolution: a
+   `Passenger`. A channel goes through it; the parameter has an entry for each channel that comes out. In a grouped
+   convolution the channels of a group come out together, so they go together.
 3. anything else: unknown, and a channel that reaches it cannot be followed.
 """
 
@@ -45,7 +46,9 @@ class Site:
     """A weight that reads channels of its operand and writes channels of its result.
 
     `key`, `bias`: state-dict keys; `input_axis`, `output_axis`: axes of the weight; `operand_dim`, `result_dim`:
-    the channel's dimension in the data. `operand`: the operand's place among the arguments.
+    the channel's dimension in the data. `operand`, `weight`, `bias_place`: their places among the arguments; `axes`:
+    which axis of the weight each axis of that argument is. `spatial`: how many dimensions a convolution slides over,
+    `names` of its arguments in order, `transposed` if it is a transposed one.
     `holds_constant`: whether a constant in an input channel gives a constant in every output channel, so that the
     bias can take it over: not where zeros are padded in, nor where taps depend on the position.
     """
@@ -58,7 +61,13 @@ class Site:
     result_dim: int
     operand: int | str
     holds_constant: bool
-    bias_unknown: bool = False
+    bias_unknown: bool
+    weight: int | str
+    bias_place: int | str | None
+    axes: tuple[int, ...]
+    spatial: int = 0
+    transposed: bool = False
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,6 +177,8 @@ def _site(
     axes: tuple[int, int],
     dims: tuple[int, int],
     holds_constant: bool,
+    spatial: int = 0,
+    names: tuple[str, ...] = (),
 ) -> Site | None:
     view = views.get(id(a["weight"]))
     if view is None or view.axes is None or id(a["input"]) in views:
@@ -184,6 +195,12 @@ def _site(
         operand=a.places["input"],
         holds_constant=holds_constant,
         bias_unknown=bias is not None and not (known and known.axes == (0,)),
+        weight=a.places["weight"],
+        bias_place=a.places.get("bias"),
+        axes=view.axes,
+        spatial=spatial,
+        transposed=names == _TRANSPOSED_ARGUMENTS,
+        names=names,
     )
 
 
@@ -192,10 +209,8 @@ def _convolution(a: _Arguments, views: Views, spatial: int) -> Site | Passenger 
     channel = -1 - spatial
     if groups == 1:
         padded = a.get("padding", 0) not in (0, "valid", (0,) * spatial, [0] * spatial)
-        return _site(a, views, (1, 0), (channel, channel), not padded)
-    if groups == a["input"].shape[channel] == a["weight"].shape[0]:
-        return _passenger([a["weight"], a.get("bias")], views, channel)
-    return None
+        return _site(a, views, (1, 0), (channel, channel), not padded, spatial, _CONV_ARGUMENTS)
+    return _passenger([a["weight"], a.get("bias")], views, channel)
 
 
 def _transposed(a: _Arguments, views: Views, spatial: int) -> Site | None:
@@ -204,7 +219,7 @@ def _transposed(a: _Arguments, views: Views, spatial: int) -> Site | None:
     pointwise = all(size == 1 for size in a["weight"].shape[2:])
     plain = _all(a.get("stride", 1), 1) and _all(a.get("padding", 0), 0) and _all(a.get("output_padding", 0), 0)
     channel = -1 - spatial
-    return _site(a, views, (0, 1), (channel, channel), pointwise and plain)
+    return _site(a, views, (0, 1), (channel, channel), pointwise and plain, spatial, _TRANSPOSED_ARGUMENTS)
 
 
 def _matmul(a: _Arguments, names: Mapping[str, str], views: Views) -> Site | None:

@@ -39,8 +39,12 @@ def layer_sizes(network: nn.Module, slices: tuple[Slice, ...]) -> dict[str, int]
     for cut in slices:
         owner, _, name = cut.key.rpartition(".")
         module = network.get_submodule(owner)
-        if isinstance(module, _CONVOLUTIONS) and module.groups == module.in_channels == module.out_channels > 1:
-            sizes |= {f"{owner}.{n}".lstrip("."): len(cut.kept) for n in ("in_channels", "out_channels", "groups")}
+        if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
+            if name == "weight" and cut.axis == 0:
+                groups = len(cut.kept) * module.groups // module.out_channels
+                inputs = groups * module.in_channels // module.groups
+                of_groups = {"in_channels": inputs, "out_channels": len(cut.kept), "groups": groups}
+                sizes |= {f"{owner}.{n}".lstrip("."): size for n, size in of_groups.items()}
             continue
         for kind, names in _LAYERS.items():
             told = name == "weight" or kind.__name__.startswith("BatchNorm")

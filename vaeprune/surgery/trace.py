@@ -17,11 +17,11 @@ from vaeprune.adapters import AdaptedVAE
 from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE, Posterior
-from vaeprune.surgery.probe import Isolated, Recorder, Subject, by_channel, differs
+from vaeprune.surgery.probe import Disturbed, Isolated, Recorder, Subject, by_channel, differs
 from vaeprune.surgery.sites import Passenger, Site
 
-_SWALLOWED = "but a NaN did not show that; a function on the way hides NaN"
-_FINITE_CHANGES = (1.37, -0.73)
+SWALLOWED = "but a NaN did not show that; a function on the way hides NaN"
+FINITE_CHANGES = (1.37, -0.73)
 _PROBE_BYTES = 1 << 29
 _TENSORS_ALIVE = 6  # of the largest tensor's size, at the deepest point of a forward pass
 _MOST_ROWS = 512
@@ -128,7 +128,7 @@ def _readers(
     output = subject.run(decode(float("nan")), probe)
     _refuse_unknown(probe, lambda row: f"latent {row}", torch.ones(size, dtype=torch.bool))
     leaks = differs(output, undisturbed).flatten(1).any(1)
-    for change in _FINITE_CHANGES:
+    for change in FINITE_CHANGES:
         finite = Isolated(before, size)
         again = subject.run(decode(change), finite)
         leaks |= differs(again, undisturbed).flatten(1).any(1)
@@ -142,8 +142,7 @@ def _readers(
 def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
     before = Recorder()
     at_rest: Posterior = subject.run(lambda vae: vae.encode(*example), before)
-    room = max((result.numel() * result.element_size() for result in before.results), default=1)
-    chunk = max(1, min(_MOST_ROWS, _PROBE_BYTES // (_TENSORS_ALIVE * room)))
+    chunk = rows_at_once(before)
     writers: list[Writer] = []
     passed: list[Passed] = []
     calls = list(range(len(before.sites)))
@@ -167,6 +166,12 @@ def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tupl
     return tuple(writers), tuple(passed)
 
 
+def rows_at_once(before: Recorder) -> int:
+    """How many rows of probes fit into memory together."""
+    room = max((result.numel() * result.element_size() for result in before.results), default=1)
+    return max(1, min(_MOST_ROWS, _PROBE_BYTES // (_TENSORS_ALIVE * room)))
+
+
 class _WriterProbe:
     """One batch of probes of the encoder: row r disturbs one channel, or all, of what one call wrote."""
 
@@ -178,17 +183,18 @@ class _WriterProbe:
         at_rest: Posterior,
         targets: Sequence[tuple[int, int | None]],
     ) -> None:
-        self._targets = targets
+        self._targets, self._sites = targets, before.sites
         batch = tuple(part.expand(len(targets), *part.shape[1:]).clone() for part in example)
-        self._probe = _Disturbed(before, targets, float("nan"))
+        marks = _marks(before, targets)
+        self._probe = Disturbed(before, len(targets), marks, float("nan"))
         disturbed: Posterior = subject.run(lambda vae: vae.encode(*batch), self._probe)
         self.rows = self._reach(disturbed, at_rest)
         _refuse_unknown(self._probe, self._name, self.rows.any(1))  # elsewhere it does not concern the latents
-        for change in _FINITE_CHANGES:
-            finite = _Disturbed(before, targets, change)
+        for change in FINITE_CHANGES:
+            finite = Disturbed(before, len(targets), marks, change)
             moved = self._reach(subject.run(lambda vae: vae.encode(*batch), finite), at_rest)
             for row in torch.nonzero((moved & ~self.rows).any(1)).flatten().tolist():
-                raise TraceError(f"{self._name(row)} changes a latent, {_SWALLOWED}")
+                raise TraceError(f"{self._name(row)} changes a latent, {SWALLOWED}")
 
     def _reach(self, posterior: Posterior, at_rest: Posterior) -> Tensor:
         mean = by_channel(differs(posterior.mean, at_rest.mean), 1, len(self._targets))
@@ -203,7 +209,7 @@ class _WriterProbe:
         found = {}
         for call, reached in self._probe.reached.items():
             for row in torch.nonzero(reached.any(1)).flatten().tolist():
-                found[row] = self._probe.keys[call]
+                found[row] = self._sites[call].key
         return found
 
     def passed(self) -> list[Passed]:
@@ -215,33 +221,18 @@ class _WriterProbe:
 
     def _name(self, row: int) -> str:
         call, channel = self._targets[row]
-        key = self._probe.keys[call]
+        key = self._sites[call].key
         return f"{key}: its output" if channel is None else f"{key}: output channel {channel}"
 
 
-class _Disturbed(Isolated):
-    """Changes row r of what a call wrote, in one channel or in all."""
-
-    def __init__(self, undisturbed: Recorder, targets: Sequence[tuple[int, int | None]], change: float) -> None:
-        super().__init__(undisturbed, len(targets))
-        self.keys = [site.key for site in undisturbed.sites]
-        self._change = change
-        self._at: dict[int, list[tuple[int, int | None]]] = {}
-        for row, (call, channel) in enumerate(targets):
-            self._at.setdefault(call, []).append((row, channel))
-
-    def result(self, call: int, site: Site, value: Tensor) -> Tensor:
-        """Disturb the rows that ask for this call."""
-        if call not in self._at:
-            return value
-        value = value.clone()
-        channels = value.movedim(site.result_dim, 1)
-        for row, channel in self._at[call]:
-            if channel is None:
-                channels[row] += self._change
-            else:
-                channels[row, channel] += self._change
-        return value
+def _marks(before: Recorder, targets: Sequence[tuple[int, int | None]]) -> dict[int, Tensor]:
+    marks: dict[int, Tensor] = {}
+    for row, (call, channel) in enumerate(targets):
+        if call not in marks:
+            channels = before.results[call].shape[before.sites[call].result_dim]
+            marks[call] = torch.zeros(len(targets), channels, dtype=torch.bool)
+        marks[call][row, slice(None) if channel is None else channel] = True
+    return marks
 
 
 def _refuse_unknown(probe: Isolated, name: Callable[[int], str], concerned: Tensor) -> None:
@@ -252,4 +243,4 @@ def _refuse_unknown(probe: Isolated, name: Callable[[int], str], concerned: Tens
 
 def _refuse_swallowed(missed: Tensor, key: str) -> None:
     for latent in torch.nonzero(missed.any(1)).flatten().tolist():
-        raise TraceError(f"{key}: latent {latent} changes it, {_SWALLOWED}")
+        raise TraceError(f"{key}: latent {latent} changes it, {SWALLOWED}")

@@ -16,7 +16,7 @@ Penalty = Literal["full", "quadratic", "none"]
 
 
 class Loss(NamedTuple):
-    """The parts of the loss of each row (B,), in nats, and the posterior (B, D) they came from.
+    """The parts of the loss of each row (B,), in nats, and the posterior they came from.
 
     `total` is what is minimised; `reconstruction` and `kl` are unweighted.
     """
@@ -46,11 +46,14 @@ class Objective:
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise TrainingError(f"beta: got {self.beta}, expected a finite number of at least 0")
 
-    def __call__(self, vae: VAE, x: Tensor, noise: Tensor) -> Loss:
-        """The loss of rows x (B, ...); noise (B, D) is the standard normal draw of the reparametrisation."""
-        posterior = vae.encode(x)
+    def __call__(self, vae: VAE, x: Tensor, noise: Tensor, *condition: Tensor) -> Loss:
+        """The loss of rows x (B, ...) under their conditions.
+
+        noise (B, *latent_shape) is the standard normal draw of the reparametrisation.
+        """
+        posterior = vae.encode(x, *condition)
         z = posterior.sample(noise) if self.sampling else posterior.mean
-        reconstruction = vae.likelihood.nats(x, vae.decode_parameters(z))
+        reconstruction = _nats(vae, x, vae.decode_parameters(z, *condition))
         kl = posterior.kl().flatten(1).sum(1)
         return Loss(reconstruction + self._penalty(posterior, kl), reconstruction, kl, posterior)
 
@@ -60,3 +63,10 @@ class Objective:
         if self.penalty == "quadratic":
             return self.beta * 0.5 * posterior.mean.square().flatten(1).sum(1)
         return torch.zeros_like(kl)
+
+
+def _nats(vae: VAE, x: Tensor, parameters: Tensor) -> Tensor:
+    """-log p(x | z) of each row; NaN where the decoder gave NaN, which torch's binary cross-entropy refuses."""
+    if vae.likelihood.kind == "bernoulli" and vae.likelihood.output == "mean" and parameters.isnan().any():
+        return parameters.flatten(1).sum(1)
+    return vae.likelihood.nats(x, parameters)

@@ -1,0 +1,162 @@
+"""`vaeprune bench`: what two exported models cost, in figures and in plain words."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from vaeprune.cli.bench import findings
+
+from vaeprune import export_onnx, load
+from vaeprune.architectures.dense import DenseVAE
+from vaeprune.latency import Latency, Timing
+
+
+@pytest.fixture(scope="module")
+def original(shelf, idle_model) -> Path:
+    """The ONNX pair of the idle model."""
+    folder = shelf / "original-onnx"
+    folder.mkdir()
+    export_onnx(load(idle_model), folder)
+    return folder
+
+
+def test_text_has_every_figure_and_a_sentence(vaeprune, original, shrunk):
+    ran = vaeprune("bench", original, shrunk, "--repeats", 3)
+    assert (ran.code, ran.err) == (0, "")
+    lines = ran.out.splitlines()
+    assert lines[0].split() == ["before", "after", "ratio"]
+    names = ["weights", "file size, bytes", "FLOPs per row", "peak memory, bytes"]
+    assert [line[:20].strip() for line in lines[1:5]] == names
+    before, after = (sum(p.numel() for p in load(m).parameters()) for m in (shrunk.parent / "idle", shrunk))
+    assert lines[1].split()[1:] == [f"{before:,}", f"{after:,}", f"{after / before:.3f}"]
+    assert lines[5] == ""
+    assert lines[6] == "latency in ms per batch, 1 thread: median (interquartile range) of 3 repeats"
+    timed = [f"{part}, batch {batch}" for batch in (1, 32, 256) for part in ("encoder", "decoder")]
+    assert [line[:20].strip() for line in lines[7:13]] == timed
+    assert lines[13] == ""
+    starts = ("slower than before at batch ", "faster than before at batch ", "no difference that could be measured")
+    assert lines[14:]
+    assert all(line.startswith(starts) for line in lines[14:])
+
+
+def test_json_is_the_comparison(vaeprune, original, shrunk):
+    ran = vaeprune("bench", original, shrunk, "--repeats", 3, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    changes = ["weights", "file_bytes", "flops_per_row", "peak_memory_bytes"]
+    assert list(ran.json) == ["before", "after", "threads", "repeats", *changes, "latency"]
+    assert (ran.json["before"], ran.json["after"]) == (str(original), str(shrunk))
+    assert (ran.json["threads"], ran.json["repeats"]) == (1, 3)
+    layers = 784 * 32 + 32 * 16, 16 * 32 + 32 * 784
+    flops = [2 * (layers[0] + 2 * 16 * latents + latents * 16 + layers[1]) for latents in (6, 4)]
+    assert ran.json["flops_per_row"] == {"before": flops[0], "after": flops[1], "ratio": flops[1] / flops[0]}
+    assert [(one["batch"], one["part"]) for one in ran.json["latency"]] == [
+        (batch, part) for batch in (1, 32, 256) for part in ("encoder", "decoder")
+    ]
+    for one in ran.json["latency"]:
+        assert one.keys() == {"part", "batch", "before", "after", "ratio", "verdict"}
+        assert one["verdict"] in ("slower", "faster", "no difference")
+
+
+def test_a_slower_pair_is_said_to_be_slower_and_is_no_failure(vaeprune, tmp_path):
+    """250 times the work in the encoder, which no noise hides."""
+    for name, width in (("small", 4), ("large", 1000)):
+        (tmp_path / name).mkdir()
+        export_onnx(DenseVAE((1, 28, 28), (width,), (4,), 2), tmp_path / name)
+    ran = vaeprune("bench", tmp_path / "small", tmp_path / "large", "--repeats", 3, "--quiet")
+    assert (ran.code, ran.err) == (0, "")
+    for batch in (1, 32, 256):
+        (line,) = [s for s in ran.out.splitlines() if s.startswith(f"slower than before at batch {batch}: ")]
+        assert "encoder " in line
+    back = vaeprune("bench", tmp_path / "large", tmp_path / "small", "--repeats", 3)
+    assert "faster than before at batch 1: encoder " in back.out
+
+
+SLOW, FAST = Timing(0.015, 0.0148, 0.0152), Timing(0.01, 0.0099, 0.0101)
+
+
+@pytest.mark.parametrize(
+    ("timings", "told"),
+    [
+        (
+            [("encoder", 1, FAST, SLOW), ("decoder", 1, FAST, SLOW), ("encoder", 32, SLOW, FAST)],
+            [
+                "slower than before at batch 1: "
+                + ", ".join(f"{part} 0.01 → 0.015 ms (1.500 of the time)" for part in ("encoder", "decoder")),
+                "faster than before at batch 32: encoder 0.015 → 0.01 ms (0.667 of the time)",
+            ],
+        ),
+        (
+            [("encoder", 1, SLOW, FAST), ("decoder", 1, FAST, FAST), ("decoder", 256, FAST, SLOW)],
+            [
+                "slower than before at batch 256: decoder 0.01 → 0.015 ms (1.500 of the time)",
+                "faster than before at batch 1: encoder 0.015 → 0.01 ms (0.667 of the time)",
+                "no difference that could be measured: decoder at batch 1",
+            ],
+        ),
+        (
+            [("encoder", 1, FAST, FAST), ("decoder", 1, SLOW, SLOW)],
+            ["no difference that could be measured in latency"],
+        ),
+    ],
+    ids=["slower-first", "all-three", "none"],
+)
+def test_plain_words(timings, told):
+    assert findings([Latency(*one) for one in timings]) == told
+
+
+# --- what is refused
+
+
+def test_missing_folder_and_missing_file(refused, original, tmp_path):
+    error = refused("bench", original, "nowhere")
+    assert error == {
+        "type": "StorageError",
+        "message": "nowhere: no such folder, expected a folder with encoder.onnx and decoder.onnx",
+        "hint": "write one with `vaeprune export`",
+    }
+    half = Path(shutil.copytree(original, tmp_path / "half"))
+    (half / "decoder.onnx").unlink()
+    told = f"{half / 'decoder.onnx'}: no such file, expected an ONNX model; write one with `vaeprune export`"
+    assert refused("bench", half, original, told=[told])["type"] == "StorageError"
+
+
+def test_model_folder_without_onnx_files(refused, original, idle_model):
+    told = "encoder.onnx: no such file, expected an ONNX model"
+    refused("bench", original, idle_model, told=[told])
+
+
+def test_file_that_is_no_onnx_model(refused, original, tmp_path):
+    broken = Path(shutil.copytree(original, tmp_path / "broken"))
+    (broken / "encoder.onnx").write_text("no model")
+    error = refused("bench", original, broken, told=[f"{broken / 'encoder.onnx'}: is no ONNX model: "])
+    assert error["type"] == "StorageError"
+
+
+def test_pairs_that_take_different_rows(refused, original, tmp_path):
+    (tmp_path / "other").mkdir()
+    export_onnx(DenseVAE((1, 3, 4), (5,), (5,), 2), tmp_path / "other")
+    told = f"takes x of shape (1, 3, 4), {original / 'encoder.onnx'} takes (1, 28, 28), expected the same"
+    assert refused("bench", original, tmp_path / "other", told=[told])["type"] == "ModelError"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--repeats 2", "repeats: got 2, expected at least 3"),
+        ("--repeats many", "--repeats"),
+        ("--threads 0", "threads: got 0, expected 1 to "),
+        ("--threads 100000", "threads: got 100000, expected 1 to "),
+    ],
+)
+def test_senseless_option(refused, original, options, told):
+    assert refused("bench", original, original, *options.split(), told=[told])["type"] == "UsageError"
+
+
+def test_one_folder_is_not_enough(refused, original):
+    refused("bench", original, told=["B"])
+
+
+def test_escape_codes_in_a_name_are_shown(refused, original):
+    refused("bench", original, "e\x1b[31mvil\r", told=[r"e\x1b[31mvil\r: no such folder"])

@@ -1,0 +1,119 @@
+"""Every weight as a linear map from what it reads at one place to what it writes there, and fits of such maps.
+
+A linear layer reads a row of C channels. A convolution of T taps reads, at each place of its result, C·T numbers: each
+channel under each tap (zeros where it pads). So both are a matrix (O, C·T), and both are fitted by least squares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vaeprune.surgery.probe import Run
+from vaeprune.surgery.sites import Site
+
+MOST_FEATURES = 1600  # a Gram matrix of more is too large: 1600² float64 numbers are 20 MB, its inverse takes a second
+_RIDGE = 1e-6  # of the mean square of the features
+_FLOOR = 0.05  # share of the mean weight that every row has, since curvature is known only near the original
+
+
+def as_matrix(weight: Tensor, site: Site) -> Tensor:
+    """(O, C, T) view of a weight in its own layout; T = 1 for linear layers."""
+    moved = weight.movedim((site.output_axis, site.input_axis), (0, 1))
+    return moved.flatten(2) if moved.dim() > 2 else moved[:, :, None]
+
+
+def as_weight(matrix: Tensor, site: Site, like: Tensor) -> Tensor:
+    """The inverse of `as_matrix`; `like` has the kernel's shape."""
+    kernel = like.movedim((site.output_axis, site.input_axis), (0, 1)).shape[2:]
+    return matrix.reshape(*matrix.shape[:2], *kernel).movedim((0, 1), (site.output_axis, site.input_axis))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Which places of a result are looked at, for each row of a run: (N, k) indices, or None for all."""
+
+    chosen: Tensor | None
+
+    @classmethod
+    def of(cls, rows: int, places: int, most: int, seed: int) -> Places:
+        """A random choice such that there are at most about `most` in all."""
+        each = max(1, most // max(rows, 1))
+        if each >= places:
+            return cls(None)
+        generator = torch.Generator().manual_seed(seed)
+        return cls(torch.randint(places, (rows, each), generator=generator))
+
+    def take(self, value: Tensor, dim: int, start: int = 0) -> Tensor:
+        """value (n, ...) with channels at `dim`, its rows being those from `start` on → (n·k, channels)."""
+        flat = value.movedim(dim, -1).flatten(1, -2) if value.dim() > 2 else value[:, None]
+        if self.chosen is None:
+            return flat.flatten(0, 1)
+        at = self.chosen[start : start + len(flat)].to(flat.device)
+        return torch.gather(flat, 1, at[:, :, None].expand(-1, -1, flat.shape[-1])).flatten(0, 1)
+
+
+def features(run: Run, operand: Tensor, places: Places) -> Tensor:
+    """What a weight reads at the chosen places of its result: (rows·k, C·T)."""
+    site = run.site
+    if not site.spatial:
+        return places.take(operand, site.operand_dim)
+    seen = run.taps(operand).flatten(1).T.to(operand.device)  # (places, T)
+    flat = torch.nn.functional.pad(operand.flatten(2), (1, 0))  # place 0 is what padding reads
+    rows, channels = flat.shape[:2]
+    if places.chosen is None:
+        at = seen.flatten().expand(rows, -1)
+    else:
+        at = seen[places.chosen.to(operand.device)].flatten(1)
+    picked = torch.gather(flat, 2, at[:, None, :].expand(-1, channels, -1))
+    return picked.unflatten(2, (-1, seen.shape[1])).transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def gram(x: Tensor) -> Tensor:
+    """XᵀX / n with a little on the diagonal so that it can be inverted, float64."""
+    x = x.double()
+    found = x.T @ x / len(x)
+    ridge = _RIDGE * float(found.diagonal().mean()) + 1e-30
+    return found + ridge * torch.eye(len(found), dtype=found.dtype, device=found.device)
+
+
+def with_ones(x: Tensor) -> Tensor:
+    """A further feature that is always 1, for the bias."""
+    return torch.cat([x, torch.ones_like(x[:, :1])], 1)
+
+
+def least_squares(x: Tensor, y: Tensor) -> Tensor:
+    """W (O, M) with x Wᵀ ≈ y, for x (n, M) and y (n, O)."""
+    solved: Tensor = torch.linalg.solve(gram(x), x.double().T @ y.double() / len(x))
+    return solved.T.to(x.dtype)
+
+
+def weighted_least_squares(x: Tensor, y: Tensor, weights: Tensor, iterations: int) -> Tensor:
+    """As `least_squares`, where the square at row n of output o counts weights[n, o] (n, O).
+
+    Conjugate gradients from the unweighted solution, all outputs at once, preconditioned by its Gram matrix.
+    """
+    count = weights / weights.mean(0).clamp_min(torch.finfo(weights.dtype).tiny)
+    count = (1 - _FLOOR) * count + _FLOOR
+    inverse = torch.linalg.inv(gram(x)).to(x.dtype)
+    found = ((x.double().T @ y.double() / len(x)).T.to(x.dtype)) @ inverse
+    residual = (count * (y - x @ found.T)).T @ x / len(x)
+    direction = step = residual @ inverse
+    product = (residual * step).sum(1)
+    for _ in range(iterations):
+        curved = (count * (x @ direction.T)).T @ x / len(x)
+        length = product / (direction * curved).sum(1).clamp_min(torch.finfo(x.dtype).tiny)
+        found = found + length[:, None] * direction
+        residual = residual - length[:, None] * curved
+        step = residual @ inverse
+        before, product = product, (residual * step).sum(1)
+        direction = step + (product / before.clamp_min(torch.finfo(x.dtype).tiny))[:, None] * direction
+    return found
+
+
+def columns_of(channels: Sequence[int], taps: int) -> list[int]:
+    """The features that belong to input channels."""
+    return [channel * taps + tap for channel in channels for tap in range(taps)]
