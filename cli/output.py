@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
     from vaeprune.analysis import Analysis
     from vaeprune.evidence import Evidence
+    from vaeprune.surgery.plan import ChannelRemoval, Left
 
 _LAW = (0.75, 1.33)
+_SAMPLES = re.compile(r"observed constant on (\d+) samples")
+_OF_COURSE = ("it is a latent", "it is part of the output")
 _COLOURS = {"active": "green", "inactive": "red", "mixed": "yellow"}
 
 
@@ -131,6 +136,35 @@ def print_sizes(latents: tuple[int, int], weights: tuple[int, int], kept: Sequen
     show("whatever else was trained on the original's z must be cut alike: z[:, kept_latents] of plan.json")
 
 
+def print_channels(channels: Sequence[ChannelRemoval], left: Sequence[Left]) -> None:
+    """How many hidden channels go from each weight on what evidence, and which stay for what reason."""
+    counts: dict[tuple[str, str, str], list[float | None]] = {}
+    for channel in channels:
+        counts.setdefault((channel.weight, channel.kind, channel.evidence), []).append(channel.deviation)
+    if counts:
+        show("\nhidden channels that go:")
+    for (weight, kind, evidence), deviations in counts.items():
+        furthest = max((d for d in deviations if d is not None), default=None)
+        seen = "" if furthest is None else f", largest deviation {furthest:.2g}"
+        observed = _SAMPLES.fullmatch(evidence)
+        bound = f", others in less than {3 / int(observed[1]):.1g} of rows (95%)" if observed else ""
+        show(f"    {weight}: {len(deviations)} {kind}, {evidence}{seen}{bound}")
+    left = [entry for entry in left if entry.reason not in _OF_COURSE]
+    if left:
+        show("\nhidden channels that stay although they might go:" if counts else "\nwhy hidden channels stay:")
+    for entry in left:
+        show(f"    {entry.weight}: {entry.channels}, {entry.reason}")
+
+
+def training_progress(report: Callable[[str, int, int | None], None]) -> Callable[[Any], None]:
+    """Progress of fine-tuning, in minibatches of each epoch."""
+
+    def step(done: Any) -> None:
+        report(f"recovery, epoch {done.epoch}", 1, done.batches)
+
+    return step
+
+
 def print_evidence(evidence: Evidence) -> None:
     """Each gate with what was measured and its limit."""
     from rich.table import Table
@@ -151,3 +185,18 @@ def print_evidence(evidence: Evidence) -> None:
         f"ELBO: {-evidence.sampling.elbo_difference:+.4f} nats per row (95%: {-high:+.4f} to {-low:+.4f}), "
         "positive = the second model is better"
     )
+    if evidence.fair:
+        low, high = evidence.fair.ci95
+        show(
+            f"ELBO against the original trained for as many epochs: {-evidence.fair.elbo_difference:+.4f} nats per row "
+            f"(95%: {-high:+.4f} to {-low:+.4f})"
+        )
+    if "mean path" not in {gate.name for gate in evidence.gates}:
+        share = evidence.mean_path.max_abs_error / evidence.output_range
+        prior = evidence.prior_samples.rms_error / evidence.output_range if evidence.prior_samples else math.nan
+        show(f"of the output's range: mean path differs by up to {share:.1%}, prior samples by {prior:.1%} RMS")
+    for fired in evidence.fired:
+        show(
+            f"{fired.weight} channel {fired.channel}, taken for constant, is not on {fired.rows} of these rows: up to "
+            f"{fired.deviation:.2g} away, which costs {fired.cost:.2g} nats per row"
+        )

@@ -1,9 +1,11 @@
-"""`vaeprune shrink`: cut the idle latents out and prove it."""
+"""`vaeprune shrink`: cut out what is idle, or what a budget pays for, and prove it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,22 +13,80 @@ from vaeprune.errors import UsageError, VerificationFailed
 
 from . import options as o
 from .groups import takes
-from .output import note, note_variance_law, print_analysis, print_evidence, print_json, print_sizes, progress, show
+from .output import (
+    note,
+    note_variance_law,
+    print_analysis,
+    print_channels,
+    print_evidence,
+    print_json,
+    print_sizes,
+    progress,
+    show,
+    training_progress,
+)
 
 if TYPE_CHECKING:
     from vaeprune.shrinking import Shrunk
 
 
-@takes(o.Reading, o.Rows, o.Limits, o.Gates)
+class Scope(str, Enum):
+    """What may go."""
+
+    latents = "latents"
+    network = "network"
+
+
+class Aim(str, Enum):
+    """What a budget is spent on."""
+
+    size = "size"
+    latency = "latency"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How much to cut, and what to do afterwards."""
+
+    scope: Annotated[
+        Scope, typer.Option("--scope", help="Latents alone, or hidden channels, too, that are constant.")
+    ] = Scope.network
+    budget: Annotated[
+        float | None,
+        typer.Option("--budget", metavar="NATS", help="Give up further channels for so much ELBO per row."),
+    ] = None
+    aim: Annotated[Aim, typer.Option("--for", help="Spend the budget on weights or on FLOPs.")] = Aim.size
+    recover_epochs: Annotated[
+        int, typer.Option("--recover-epochs", metavar="N", help="Fine-tune for N epochs after the cut.")
+    ] = 0
+    fair: Annotated[
+        bool, typer.Option("--fair", help="Hold the result against the original trained for N epochs, too.")
+    ] = False
+    keep: Annotated[str, typer.Option("--keep", help="Latents to keep whatever their verdict, like 1,4.")] = ""
+    remove: Annotated[str, typer.Option("--remove", help="Latents to remove whatever their verdict.")] = ""
+
+    def arguments(self) -> dict[str, Any]:
+        """The library's form."""
+        return {
+            "scope": self.scope.value,
+            "budget": self.budget,
+            "aim": self.aim.value,
+            "recover_epochs": self.recover_epochs,
+            "fair": self.fair,
+            "keep": o.integers(self.keep, "--keep"),
+            "remove": o.integers(self.remove, "--remove"),
+        }
+
+
+@takes(o.Reading, o.Rows, Cut, o.Limits, o.Gates)
 def shrink(
     model: o.Model,
     data: o.Rows,
     reading: o.Reading,
+    cut: Cut,
     limits: o.Limits,
     gates: o.Gates,
     out: Annotated[Path | None, typer.Option("--out", help="The folder to write. Needed unless --dry-run.")] = None,
-    keep: Annotated[str, typer.Option("--keep", help="Latents to keep whatever their verdict, like 1,4.")] = "",
-    remove: Annotated[str, typer.Option("--remove", help="Latents to remove whatever their verdict.")] = "",
     plan: Annotated[Path | None, typer.Option("--plan", help="Apply this plan.json instead of making one.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
     device: o.OnDevice = o.Device.auto,
@@ -34,21 +94,24 @@ def shrink(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> int:
-    """Cut out the idle latents and prove it.
+    """Cut out what is idle and prove it.
 
-    Writes a smaller model, ONNX files, the plan and the evidence. If any check fails nothing is written.
+    Idle latents, hidden channels that are constant, and with --budget what costs least. Writes a smaller model, ONNX
+    files, the plan and the evidence. If any check fails nothing is written.
     """
+    from vaeprune.shrinking import Wanted
     from vaeprune.shrinking import shrink as shrink_model
     from vaeprune.storage import refuse_existing
     from vaeprune.surgery.plan import read_plan
 
-    kept, removed = o.integers(keep, "--keep"), o.integers(remove, "--remove")
+    arguments = cut.arguments()
+    Wanted(**arguments)  # what makes no sense is said before anything is read
     if out is None and not dry_run:
         raise UsageError("--out: is missing", "name a folder to write, or pass --dry-run")
     if out is not None and not dry_run:
         refuse_existing(out, force)
-    if plan is not None and (kept or removed):
-        raise UsageError("--plan: a given plan is applied as it is", "leave out --keep and --remove")
+    if plan is not None and cut != Cut(recover_epochs=cut.recover_epochs, fair=cut.fair):
+        raise UsageError("--plan: a given plan is applied as it is", "leave out --scope, --budget, --keep and --remove")
     replay = read_plan(plan) if plan else None
     split = int(replay.data.get("seed", data.seed)) if replay else data.seed
     sets = data.open(split, reading.input_range)
@@ -57,15 +120,17 @@ def shrink(
     with progress(quiet or json) as report:
         try:
             shrunk = shrink_model(
-                vae, sets, out, keep=kept, remove=removed, replay=replay, dry_run=dry_run,
-                thresholds=limits.thresholds(), tolerances=gates.tolerances(), ablate=limits.ablate.value,
-                force=force, source=model, progress=report,
+                vae, sets, out, **arguments, replay=replay, dry_run=dry_run, thresholds=limits.thresholds(),
+                tolerances=gates.tolerances(), ablate=limits.ablate.value, force=force, source=model,
+                progress=report, on_step=training_progress(report),
             )  # fmt: skip
         except VerificationFailed as error:
             if error.result is None:
                 raise
             shrunk, failed = error.result, True
             note(f"vaeprune: {error}")
+    for line in shrunk.notes:
+        note(line, quiet)
     if shrunk.analysis:
         note_variance_law(vae, shrunk.analysis, quiet)
     if json:
@@ -80,14 +145,19 @@ def _print(shrunk: Shrunk, title: str, dry_run: bool) -> None:
         print_analysis(shrunk.analysis, f"{title}, {shrunk.analysis.n_samples:,} rows")
     if shrunk.plan is None:
         show("\nnothing to cut, so nothing was written")
+        print_channels((), shrunk.left)
         return
     print_sizes(shrunk.latent_size, shrunk.parameters, shrunk.plan.kept_latents)
+    print_channels(shrunk.plan.channels, shrunk.left)
     if dry_run:
-        show(f"\nplan: remove latents {', '.join(map(str, shrunk.plan.removed_latents))}")
-        for cut in shrunk.plan.slices:
-            show(f"    {cut.key}: axis {cut.axis}, {cut.size} to {len(cut.kept)}")
+        removed = ", ".join(map(str, shrunk.plan.removed_latents))
+        show(f"\nplan: remove latents {removed}" if removed else "\nplan: no latent is removed")
+        for part in shrunk.plan.slices:
+            show(f"    {part.key}: axis {part.axis}, {part.size} to {len(part.kept)}")
         for key in shrunk.plan.bias_changes:
-            show(f"    {key}: takes over the removed latents' constants")
+            show(f"    {key}: takes over constants of what is removed")
+        for key in shrunk.plan.refits:
+            show(f"    {key}: fitted anew")
         show("dry run: nothing was written")
     if shrunk.evidence:
         print_evidence(shrunk.evidence)

@@ -13,6 +13,7 @@ import torch
 from vaeprune.analysis.latents import Interval
 from vaeprune.errors import UsageError
 from vaeprune.onnx_export import OnnxErrors
+from vaeprune.surgery.firing import Fired
 
 EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
@@ -79,7 +80,11 @@ class Gate:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All figures of a comparison; None where one was not measured. `output_range` is the original's, max − min."""
+    """All figures of a comparison; None where one was not measured. `output_range` is the original's, max − min.
+
+    `fair`: the ELBO difference from the original trained as long as the smaller model was after the cut. `fired`:
+    hidden channels that were taken for constant and were not on these rows.
+    """
 
     n_samples: int
     output_range: float
@@ -89,6 +94,8 @@ class Evidence:
     prior_samples: Error | None
     onnx: OnnxErrors | None
     gates: tuple[Gate, ...]
+    fair: Sampling | None = None
+    fired: tuple[Fired, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -102,10 +109,12 @@ class Evidence:
 
     def to_json(self) -> dict[str, Any]:
         """The JSON contract of `verify`."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "gates"}
+        lists = ("gates", "fired")
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in lists}
         entry = {k: vars(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
         gates = [dataclasses.asdict(gate) | {"passed": gate.passed} for gate in self.gates]
-        return _finite({"passed": self.passed, **entry, "gates": gates})  # type: ignore[no-any-return]
+        fired = [dataclasses.asdict(channel) for channel in self.fired]
+        return _finite({"passed": self.passed, **entry, "gates": gates, "fired": fired})  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Evidence:
@@ -115,18 +124,23 @@ class Evidence:
             value = entry[name]
             return None if value is None else kind(**{k: _infinite(v) for k, v in value.items()})
 
-        sampling = entry["sampling"]
+        def sampling(value: dict[str, Any] | None) -> Any:
+            if value is None:
+                return None
+            low, high = value["ci95"]
+            return Sampling(_infinite(value["elbo_difference"]), (_infinite(low), _infinite(high)))
+
         return cls(
             entry["n_samples"],
             _infinite(entry["output_range"]),
             part(Exact, "exact"),
             part(Error, "mean_path"),
-            Sampling(
-                _infinite(sampling["elbo_difference"]), (_infinite(sampling["ci95"][0]), _infinite(sampling["ci95"][1]))
-            ),
+            sampling(entry["sampling"]),
             part(Error, "prior_samples"),
             part(OnnxErrors, "onnx"),
             tuple(Gate(g["name"], _infinite(g["measured"]), _infinite(g["limit"])) for g in entry["gates"]),
+            sampling(entry.get("fair")),
+            tuple(Fired(**{k: _infinite(v) for k, v in f.items()}) for f in entry.get("fired", ())),
         )
 
 
@@ -139,8 +153,14 @@ def gates_of(
     onnx: OnnxErrors | None,
     span: float,
     limits: Tolerances,
+    budget: float | None = None,
+    fair: Sampling | None = None,
 ) -> tuple[Gate, ...]:
-    """Every gate that was measured, with its limit; `dtype` is the smaller model's, `span` the output's range."""
+    """Every gate that was measured, with its limit; `dtype` is the smaller model's, `span` the output's range.
+
+    With a `budget` in nats the ELBO decides, held against `fair` where that was measured; differences of outputs are
+    figures then, not gates.
+    """
     gates = []
     if exact:
         gates.append(
@@ -149,9 +169,14 @@ def gates_of(
         if exact.float64_max_relative_error is not None:
             limit = EXACT_TOLERANCE[torch.float64]
             gates.append(Gate("exact in float64", exact.float64_max_relative_error, limit))
-    gates.append(Gate("mean path", mean_path.max_abs_error / span, limits.output))
-    gates.append(Gate("ELBO loss, upper 95% bound", sampling.ci95[1], limits.elbo))
-    if prior:
+    if budget is None:
+        gates.append(Gate("mean path", mean_path.max_abs_error / span, limits.output))
+    judged = fair or sampling
+    name = "ELBO loss, upper 95% bound"
+    gates.append(
+        Gate(f"{name}, same epochs" if fair else name, judged.ci95[1], limits.elbo if budget is None else budget)
+    )
+    if prior and budget is None:
         gates.append(Gate("prior samples, RMS", prior.rms_error / span, limits.output))
     if onnx:
         gates.append(Gate("ONNX encoder", onnx.encoder_max_abs_error / max(onnx.encoder_range, 1e-12), limits.onnx))

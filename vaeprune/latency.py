@@ -21,12 +21,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vaeprune.errors import ModelError, StorageError, UsageError
+from vaeprune.errors import ModelError, UsageError
+from vaeprune.onnx_figures import PARTS, first_line, onnx_figures, onnx_pair
 
-# onnx and onnxruntime are imported where they are used: the process that measures memory needs only the latter
+# onnxruntime is imported where it is used, so that the process that measures memory looks before and after
 
 BATCHES = (1, 32, 256)
-PARTS = ("encoder", "decoder")  # vaeprune.onnx_export names the files alike, but importing it would load torch
 Verdict = Literal["slower", "faster", "no difference"]
 Progress = Callable[[str, int, int | None], None]  # what is being done, repeats more, repeats in all
 _LEAST_SECONDS = 0.002  # of a repeat: the clock's own cost and grain are far below that
@@ -92,9 +92,8 @@ class Latency:
 class Comparison:
     """All figures of two pairs, each of encoder and decoder together but for the latency.
 
-    `weights`: elements of the float initialisers. `file_bytes`: with external data. `flops_per_row`: multiplications
-    and additions of Conv, ConvTranspose, Gemm and MatMul; None where a shape stays unknown. `peak_memory_bytes`: what
-    loading and running a pair at the largest batch adds to resident memory; None where the system does not tell.
+    `weights`, `file_bytes` and `flops_per_row` are those of `OnnxFigures`. `peak_memory_bytes`: what loading and
+    running a pair at the largest batch adds to resident memory; None where the system does not tell.
     """
 
     before: str
@@ -140,8 +139,8 @@ def compare(
     if not 1 <= threads <= cores:
         raise UsageError(f"threads: got {threads}, expected 1 to {cores}, the processor cores here")
     folders = Path(before), Path(after)
-    files = [[_existing(folder, part) for part in PARTS] for folder in folders]
-    sizes = [[_size(file) for file in pair] for pair in files]
+    files = [onnx_pair(folder) for folder in folders]
+    a_holds, b_holds = (onnx_figures(encoder) + onnx_figures(decoder) for encoder, decoder in files)
     models = [[_Model(file, threads) for file in pair] for pair in files]
     (a, _), (b, _) = models
     if a.row_shape != b.row_shape:
@@ -156,116 +155,12 @@ def compare(
         str(after),
         threads,
         repeats,
-        weights=_summed(sizes, "weights"),
-        file_bytes=_summed(sizes, "file_bytes"),
-        flops_per_row=_summed(sizes, "flops_per_row"),
+        weights=Change(a_holds.weights, b_holds.weights),
+        file_bytes=Change(a_holds.file_bytes, b_holds.file_bytes),
+        flops_per_row=Change(a_holds.flops_per_row, b_holds.flops_per_row),
         peak_memory_bytes=Change(*peaks),
         latency=latency,
     )
-
-
-# ---- what the files hold
-
-
-@dataclass(frozen=True)
-class _Size:
-    weights: int
-    file_bytes: int
-    flops_per_row: int | None
-
-
-def _existing(folder: Path, part: str) -> Path:
-    path = folder / f"{part}.onnx"
-    if not folder.is_dir():
-        found = "is a file" if folder.exists() else "no such folder"
-        raise StorageError(f"{folder}: {found}, expected a folder with encoder.onnx and decoder.onnx", _EXPORT)
-    if not path.is_file():
-        raise StorageError(f"{path}: no such file, expected an ONNX model", _EXPORT)
-    return path
-
-
-_EXPORT = "write one with `vaeprune export`"
-
-
-def _size(path: Path) -> _Size:
-    import onnx
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:
-        raise StorageError(f"{path}: is no ONNX model: {_first_line(error)}", _EXPORT) from error
-    if not model.graph.output:  # an empty file, too, is a message that protobuf can read
-        raise StorageError(f"{path}: is no ONNX model: it has no outputs", _EXPORT)
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
-    return _Size(weights, path.stat().st_size + _external_bytes(path, model), _flops(path, model))
-
-
-def _external_bytes(path: Path, model: Any) -> int:
-    """Bytes of the files beside an ONNX file that hold its weights, each counted once."""
-    entries = [entry for tensor in model.graph.initializer for entry in tensor.external_data if entry.key == "location"]
-    total = 0
-    for name in {entry.value for entry in entries}:
-        data = path.parent / name
-        if not data.is_file():
-            raise StorageError(f"{data}: no such file, expected the weights of {path.name}", _EXPORT)
-        total += data.stat().st_size
-    return total
-
-
-def _flops(path: Path, model: Any) -> int | None:
-    """Multiplications and additions at batch 1, biases apart; padded taps count. Changes `model`."""
-    from onnx import shape_inference
-
-    if model.functions or any(a.HasField("g") or a.graphs for node in model.graph.node for a in node.attribute):
-        return None  # what runs inside a function or a branch is not known without running it
-    graph, initial = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
-    try:
-        for value in graph.input:
-            if value.name not in initial and value.type.tensor_type.shape.dim:
-                value.type.tensor_type.shape.dim[0].dim_value = 1
-        del graph.value_info[:]  # they say "batch" where 1 is to be found
-        for value in graph.output:
-            value.type.tensor_type.ClearField("shape")
-        inferred = shape_inference.infer_shapes(model, data_prop=True).graph
-    except Exception as error:
-        raise StorageError(f"{path}: is no valid ONNX model: {_first_line(error)}", _EXPORT) from error
-    values = [*inferred.input, *inferred.value_info, *inferred.output]
-    shapes = {value.name: _known_shape(value.type.tensor_type) for value in values}
-    shapes |= {name: tuple(tensor.dims) for name, tensor in initial.items()}
-    costs = [_node_flops(node, shapes) for node in graph.node if node.op_type in _COUNTED]
-    return None if None in costs else sum(cost for cost in costs if cost is not None)
-
-
-def _known_shape(kind: Any) -> tuple[int, ...] | None:
-    sizes = kind.shape.dim
-    known = kind.HasField("shape") and all(size.HasField("dim_value") for size in sizes)
-    return tuple(size.dim_value for size in sizes) if known else None
-
-
-_COUNTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-
-
-def _node_flops(node: Any, shapes: dict[str, tuple[int, ...] | None]) -> int | None:
-    read, weight, made = shapes.get(node.input[0]), shapes.get(node.input[1]), shapes.get(node.output[0])
-    if read is None or weight is None or made is None:
-        return None
-    if node.op_type == "Conv":  # weight (out, in / groups, *kernel): one dot product for each output
-        return 2 * math.prod(made) * math.prod(weight[1:])
-    if node.op_type == "ConvTranspose":  # weight (in, out / groups, *kernel): each input is spread over the outputs
-        return 2 * math.prod(read) * math.prod(weight[1:])
-    transposed = any(a.name == "transA" and a.i for a in node.attribute)
-    return 2 * math.prod(made) * read[0 if transposed else -1]
-
-
-def _summed(sizes: list[list[_Size]], name: str) -> Change:
-    totals = []
-    for pair in sizes:
-        figures = [getattr(size, name) for size in pair]
-        totals.append(None if None in figures else sum(figures))
-    return Change(*totals)
 
 
 # ---- how long they run
@@ -279,7 +174,7 @@ class _Model:
         try:
             self._session = _session(str(path), threads)
         except Exception as error:
-            raise ModelError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
+            raise ModelError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
         inputs = self._session.get_inputs()
         if len(inputs) != 1 or inputs[0].type not in _TYPES:
             found = ", ".join(f"{i.name} {i.type}" for i in inputs) or "nothing"
@@ -300,7 +195,7 @@ class _Model:
             for _ in range(calls):
                 run(None, feed)
         except Exception as error:
-            raise ModelError(f"{self.path}: onnxruntime fails at batch {len(value)}: {_first_line(error)}") from error
+            raise ModelError(f"{self.path}: onnxruntime fails at batch {len(value)}: {first_line(error)}") from error
         return (time.perf_counter() - start) / calls
 
 
@@ -362,7 +257,7 @@ def _peak_bytes(pair: list[_Model], threads: int) -> int | None:
     for _ in range(_MEMORY_RUNS):
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")  # noqa: S603, PLW1510  this Python, no shell
         if done.returncode:
-            reason = _first_line(done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}")
+            reason = first_line(done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}")
             raise ModelError(f"{pair[0].path.parent}: cannot be run in a process of its own: {reason}")
         found.append(json.loads(done.stdout))
     return None if None in found else int(statistics.median(found))
@@ -396,7 +291,3 @@ def _peak_resident_bytes() -> int | None:
     except ImportError:  # Windows
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def _first_line(error: object) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]

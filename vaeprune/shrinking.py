@@ -1,13 +1,14 @@
-"""`shrink`: analyze → plan → cut → export → verify, and a folder that appears only if every gate is passed."""
+"""`shrink`: analyze → plan → cut → recover → export → verify; a folder appears only if every gate is passed."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -17,44 +18,83 @@ from vaeprune.analysis.analysis import Ablate, Progress
 from vaeprune.analysis.latents import Thresholds
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets, as_data
-from vaeprune.errors import ModelError, VerificationFailed, one_line
+from vaeprune.errors import ModelError, UsageError, VerificationFailed
 from vaeprune.evidence import Evidence, Tolerances
-from vaeprune.model_folder import CARD, ModelFolder, describe, write_model_folder
+from vaeprune.model_folder import CARD, ModelFolder, write_model_folder
 from vaeprune.onnx_export import export_onnx
 from vaeprune.posterior import VAE
+from vaeprune.recovering import Recovery, Step, deepest_within
+from vaeprune.shrunk_card import shrunk_card
 from vaeprune.storage import refuse_existing, write_json
+from vaeprune.surgery.budget import Aim
 from vaeprune.surgery.cut import cut
-from vaeprune.surgery.plan import Plan, write_plan
-from vaeprune.surgery.planning import chosen_latents, plan
+from vaeprune.surgery.firing import Fired
+from vaeprune.surgery.plan import Left, Plan, Scope, write_plan
+from vaeprune.surgery.scopes import Own, planner, refuse_budget
 from vaeprune.verification import verify
 
 EVIDENCE = "evidence.json"
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """How much to cut, and what to do afterwards; see `shrink`."""
+
+    scope: Scope = "network"
+    budget: float | None = None
+    aim: Aim = "size"
+    recover_epochs: int = 0
+    fair: bool = False
+    keep: Collection[int] = ()
+    remove: Collection[int] = ()
+
+    def __post_init__(self) -> None:
+        refuse_budget(self.budget)
+        if self.scope not in ("latents", "network"):
+            raise UsageError(f"scope: got {self.scope!r}, expected 'latents' or 'network'")
+        if self.scope == "latents" and self.budget is not None:
+            raise UsageError("budget: pays for hidden channels, but the scope is 'latents'", "use the scope 'network'")
+        if self.aim not in ("size", "latency"):
+            raise UsageError(f"aim: got {self.aim!r}, expected 'size' or 'latency'")
+        if self.recover_epochs < 0:
+            raise UsageError(f"recover-epochs: got {self.recover_epochs}, expected at least 0")
+        if self.fair and not self.recover_epochs:
+            raise UsageError("fair: the original can only be trained as long if recover-epochs is more than 0")
+
+
+@dataclass(frozen=True)
 class Shrunk:
     """The result of `shrink`. Without anything to cut, `model` is None and so are `plan` and `evidence`.
 
-    `analysis` is None where a given plan was replayed. `out` is the folder written, if any.
+    `analysis` is None where a given plan was replayed. `out` is the folder written, if any. `notes`, `left`: what could
+    not be done and what has to stay, with reasons. `fired`: channels taken for constant that were not on verify rows.
     """
 
     analysis: Analysis | None
     plan: Plan | None
-    model: BuiltVAE | AdaptedVAE | None
+    model: Own | None
     evidence: Evidence | None
     parameters: tuple[int, int]
     latent_size: tuple[int, int]
     out: Path | None = None
+    notes: tuple[str, ...] = ()
+    left: tuple[Left, ...] = ()
+    fired: tuple[Fired, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The JSON contract of `shrink`."""
+        channels = self.plan.channels if self.plan else ()
         return {
             "out": str(self.out) if self.out else None,
             "latent_size": {"before": self.latent_size[0], "after": self.latent_size[1]},
             "parameters": {"before": self.parameters[0], "after": self.parameters[1]},
             "removed_latents": self.plan.removed_latents if self.plan else [],
+            "removed_channels": len(channels),
+            "scope": self.plan.scope if self.plan else None,
             "evidence": self.evidence.to_json() if self.evidence else None,
             "advice": self.analysis.to_json()["advice"] if self.analysis else None,
+            "left": [dataclasses.asdict(entry) for entry in self.left],
+            "notes": list(self.notes),
         }
 
 
@@ -63,6 +103,11 @@ def shrink(
     data: DataSets | Tensor | str | Iterable[Any],
     out: str | Path | None = None,
     *,
+    scope: Scope = "network",
+    budget: float | None = None,
+    aim: Aim = "size",
+    recover_epochs: int = 0,
+    fair: bool = False,
     keep: Collection[int] = (),
     remove: Collection[int] = (),
     replay: Plan | None = None,
@@ -73,13 +118,18 @@ def shrink(
     force: bool = False,
     source: str | None = None,
     progress: Progress | None = None,
+    on_step: Step | None = None,
 ) -> Shrunk:
-    """Cut the idle latents out of `model` and prove it; with `out`, write a model folder with ONNX files and evidence.
+    """Make `model` smaller and prove it; with `out`, write a model folder with ONNX files, plan and evidence.
 
-    `replay` applies a given plan instead of making one. `dry_run` stops at the plan. Where nothing is idle, nothing is
-    written and `model` is None in the result. `model` itself stays as it is.
+    `scope`: "latents" alone, or "network": hidden channels, too, that are constant. `budget`: nats of ELBO per row that
+    further channels may cost; `aim` "size" spends them on weights, "latency" on FLOPs. `recover_epochs`: fine-tune for
+    so many epochs after the cut, with `fair` held against the original trained as long. `keep`, `remove`: latents,
+    whatever their verdict. `replay` applies a given plan instead of making one. `dry_run` stops at the plan. Where
+    nothing can go, nothing is written and `model` is None in the result. `model` itself stays as it is.
     Raises VerificationFailed, with nothing written, if a gate is not passed; PlanError, TraceError, DataError.
     """
+    wanted = Wanted(scope, budget, aim, recover_epochs, fair, keep, remove)
     sets = as_data(data, int(replay.data.get("seed", 0)) if replay else 0)
     vae = as_vae(model, sets)
     if not isinstance(vae, (BuiltVAE, AdaptedVAE)):
@@ -90,99 +140,128 @@ def shrink(
     target = Path(out) if out is not None and not dry_run else None
     if target:
         refuse_existing(target, force)
-    analysis, made = None, replay
-    if made is None:
+    recovery = Recovery(vae, sets, wanted.recover_epochs, wanted.fair and not dry_run, on_step)
+    if replay is not None:
+        found = Shrunk(None, replay, None, None, (0, 0), (0, 0))
+    else:
         analysis = analyze(vae, sets, thresholds=thresholds, ablate=ablate, progress=progress)
-        if not chosen_latents(analysis, keep, remove):
-            return _unchanged(analysis, vae)
-        made = plan(vae, analysis, sets, keep=keep, remove=remove)
-    smaller = cut(vae, made)
-    sizes = (_parameters(vae), _parameters(smaller))
-    latents = (made.latent_size, len(made.kept_latents))
+        found = _planned(vae, sets, analysis, wanted, recovery if not dry_run else None, progress)
+    if found.plan is None:
+        size = _parameters(vae)
+        return dataclasses.replace(found, parameters=(size, size), latent_size=(vae.latent_size,) * 2)
+    smaller = cut(vae, found.plan)
+    found = dataclasses.replace(
+        found,
+        parameters=(_parameters(vae), _parameters(smaller)),
+        latent_size=(found.plan.latent_size, len(found.plan.kept_latents)),
+    )
     if dry_run:
-        return Shrunk(analysis, made, None, None, sizes, latents)
+        return found
+    job = _Job(vae, smaller, sets, found, recovery, tolerances, source)
     try:
-        if target is None:
-            evidence = _verified(vae, smaller, sets, made, None, tolerances)
-        else:
-            evidence = _write(vae, smaller, sets, made, target, tolerances, force, source)
+        return job.verified() if target is None else job.written(target, force)
     except VerificationFailed as error:
-        error.result = Shrunk(analysis, made, None, error.evidence, sizes, latents)
+        error.result = dataclasses.replace(found, evidence=error.evidence)
         raise
-    return Shrunk(analysis, made, smaller, evidence, sizes, latents, target)
 
 
-def _write(
-    model: BuiltVAE | AdaptedVAE,
-    smaller: BuiltVAE | AdaptedVAE,
-    sets: DataSets,
-    made: Plan,
-    target: Path,
-    tolerances: Tolerances | None,
-    force: bool,
-    source: str | None,
-) -> Evidence:
-    provenance = model.provenance
-    smaller.provenance = provenance | {
-        "attributes": {**provenance.get("attributes", {}), **made.attributes},
-        "made_plain": [*provenance.get("made_plain", ()), *made.made_plain],
-    }
-    entry = {
-        "source": source,
-        "latent_size": made.latent_size,
-        "kept_latents": made.kept_latents,
-        "plan_sha256": hashlib.sha256(json.dumps(made.to_json(), sort_keys=True).encode()).hexdigest(),
-        "before": provenance.get("shrunk"),
-    }
-    shrunk = ModelFolder(smaller, provenance.get("training"), entry)
-    found: list[Evidence] = []
-
-    def more(folder: Path) -> None:
-        export_onnx(smaller, folder)
-        evidence = _verified(model, smaller, sets, made, folder, tolerances)
-        write_plan(made, folder)
-        write_json(folder / EVIDENCE, evidence.to_json())
-        (folder / CARD).write_text(shrunk_card(shrunk, made, evidence), encoding="utf-8")
-        found.append(evidence)
-
-    write_model_folder(shrunk, target, force=force, more=more)
-    smaller.provenance |= {"shrunk": entry}
-    return found[0]
+def _planned(
+    vae: Own, sets: DataSets, analysis: Analysis, wanted: Wanted, recovery: Recovery | None, progress: Progress | None
+) -> Shrunk:
+    """The plan for what is wanted, with what was learned on the way."""
+    made = planner(
+        vae,
+        sets,
+        analysis,
+        hidden=wanted.scope != "latents",
+        search=wanted.budget is not None,
+        keep=wanted.keep,
+        remove=wanted.remove,
+        progress=progress,
+    )
+    plan = made.exact
+    if wanted.budget is not None:
+        plan = deepest_within(made, wanted.budget, wanted.aim, recovery, progress)
+    left = plan.left if plan is not None and plan.left else made.left
+    return Shrunk(analysis, plan, None, None, (0, 0), (0, 0), notes=tuple(made.notes), left=left, fired=made.fired)
 
 
-def shrunk_card(model: ModelFolder, plan: Plan, evidence: Evidence) -> str:
-    """The README.md of a model that was cut."""
-    source = one_line((model.shrunk or {}).get("source") or "a VAE")
-    removed, kept = (", ".join(map(str, latents)) for latents in (plan.removed_latents, plan.kept_latents))
-    gates = "\n".join(f"| {gate.name} | {gate.measured:.3g} | {gate.limit:.3g} |" for gate in evidence.gates)
-    return f"""# Shrunk from {source}: {plan.latent_size} to {len(plan.kept_latents)} latents
+@dataclass(frozen=True)
+class _Job:
+    """A cut model that is to be recovered, verified and written."""
 
-{describe(model.vae)}. Removed: latents {removed}.
-Its latents, in order, are latents {kept} of the original; whatever else was trained on the original's z must be
-cut alike (`kept_latents` in `plan.json`).
+    model: Own
+    smaller: Own
+    sets: DataSets
+    found: Shrunk
+    recovery: Recovery
+    tolerances: Tolerances | None
+    source: str | None
 
-Verified on {evidence.n_samples:,} rows that had no part in choosing what to cut:
+    @property
+    def plan(self) -> Plan:
+        return cast(Plan, self.found.plan)
 
-| check | measured | limit |
-|---|---|---|
-{gates}
+    def verified(self, onnx: Path | None = None, recovered: Own | None = None) -> Shrunk:
+        """Every gate; raises VerificationFailed."""
+        final = recovered or self.recovered()
+        tuned = self.recovery.epochs > 0
+        evidence = verify(
+            self.model,
+            final,
+            self.sets,
+            self.plan,
+            onnx=onnx,
+            tolerances=self.tolerances,
+            fine_tuned=tuned,
+            same_epochs=self.recovery.original,
+        )
+        evidence = dataclasses.replace(evidence, fired=self.found.fired)
+        if not evidence.passed:
+            raise VerificationFailed(evidence)
+        return dataclasses.replace(self.found, model=final, evidence=evidence)
 
-`encoder.onnx` takes `x` and gives `mu` and `logvar` (ln sigma²); `decoder.onnx` takes `z` and gives `x_hat`.
-"""
+    def recovered(self) -> Own:
+        """The cut model after its epochs; the cut itself must be exact before."""
+        if not self.recovery.epochs:
+            return self.smaller
+        before = verify(self.model, self.smaller, self.sets, self.plan, tolerances=self.tolerances)
+        if any(gate.name.startswith("exact") for gate in before.failed_gates):
+            raise VerificationFailed(before)
+        return self.recovery.of(self.smaller)
 
+    def written(self, target: Path, force: bool) -> Shrunk:
+        """A model folder at `target`, once every gate is passed."""
+        final = self.recovered()
+        provenance = self.model.provenance
+        final.provenance = provenance | {
+            "attributes": {**provenance.get("attributes", {}), **self.plan.attributes},
+            "made_plain": [*provenance.get("made_plain", ()), *self.plan.made_plain],
+        }
+        entry = {
+            "source": self.source,
+            "latent_size": self.plan.latent_size,
+            "kept_latents": self.plan.kept_latents,
+            "plan_sha256": hashlib.sha256(json.dumps(self.plan.to_json(), sort_keys=True).encode()).hexdigest(),
+            "recovered_epochs": self.recovery.epochs,
+            "before": provenance.get("shrunk"),
+        }
+        shrunk = ModelFolder(final, provenance.get("training"), entry)
+        results: list[Shrunk] = []
 
-def _verified(
-    model: VAE, smaller: VAE, sets: DataSets, made: Plan, onnx: Path | None, tolerances: Tolerances | None
-) -> Evidence:
-    evidence = verify(model, smaller, sets, made, onnx=onnx, tolerances=tolerances)
-    if not evidence.passed:
-        raise VerificationFailed(evidence)
-    return evidence
+        def more(folder: Path) -> None:
+            export_onnx(final, folder)
+            result = self.verified(folder, final)
+            evidence = cast(Evidence, result.evidence)
+            write_plan(self.plan, folder)
+            write_json(folder / EVIDENCE, evidence.to_json())
+            card = shrunk_card(shrunk, self.plan, evidence, self.found.parameters)
+            (folder / CARD).write_text(card, encoding="utf-8")
+            results.append(result)
 
-
-def _unchanged(analysis: Analysis, model: VAE) -> Shrunk:
-    size = _parameters(model)
-    return Shrunk(analysis, None, None, None, (size, size), (analysis.latent_size,) * 2)
+        write_model_folder(shrunk, target, force=force, more=more)
+        final.provenance |= {"shrunk": entry}
+        return dataclasses.replace(results[0], out=target)
 
 
 def _parameters(model: VAE) -> int:

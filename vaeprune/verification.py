@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vaeprune.data import DataSets, Rows, as_data
 from vaeprune.errors import ModelError, PlanError
 from vaeprune.evidence import Error, Evidence, Exact, Sampling, Tolerances, gates_of
 from vaeprune.onnx_export import onnx_errors
-from vaeprune.posterior import VAE, negative_elbo
+from vaeprune.posterior import VAE, Posterior, negative_elbo
 from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.probe import Subject
@@ -34,12 +34,16 @@ def verify(
     onnx: str | Path | None = None,
     tolerances: Tolerances | None = None,
     seed: int = 0,
+    fine_tuned: bool = False,
+    same_epochs: VAE | nn.Module | None = None,
 ) -> Evidence:
     """Compare two models on the verify rows, output by output.
 
     With the `plan` that led from one to the other, also exactly: the original, its removed latents held at the plan's
     constants, must agree up to rounding. Without it the latents are taken to be the same ones if there are as many,
     and `exact` is None. `onnx`: a folder whose ONNX files are compared with `smaller`. Neither model is changed.
+    `fine_tuned`: the smaller model was trained after the cut, so nothing can be exact; `same_epochs` is then the
+    original trained as long, which the ELBO gate holds it against. A plan made for a budget sets the ELBO gate's limit.
     Raises ModelError if the two cannot be compared; a failed gate is not an error here, see `Evidence.passed`.
     """
     limits = tolerances or Tolerances()
@@ -54,18 +58,34 @@ def verify(
         raise ModelError(f"models: take rows of shape {a.input_shape} and {b.input_shape}, expected the same")
     kept = _kept_latents(a, b, plan)
     with measuring(a, b):
-        comparison = _Comparison(a, b, kept, plan, seed)
+        comparison = _Comparison(a, b, kept, None if fine_tuned else plan, seed)
         for batch in batches_for(a, sets.verify, 512):
             comparison.see(*batch)
         exact = None
-        if plan is not None:
+        if plan is not None and not fine_tuned:
             exact = Exact(*comparison.exact(), _exact_in_double(a, plan, sets.verify, seed))
     found = onnx_errors(b, onnx, sets.verify) if onnx is not None else None
     mean_path, sampling = comparison.mean_path.result(), comparison.sampling()
     prior = comparison.prior.result() if kept is not None else None
     span = comparison.span
-    gates = gates_of(element_type(b)[0], exact, mean_path, sampling, prior, found, span, limits)
-    return Evidence(sets.verify.count, span, exact, mean_path, sampling, prior, found, gates)
+    fair = None
+    if same_epochs is not None:
+        fair = elbo_difference(as_vae(same_epochs, sets), b, sets.verify, kept, seed)
+    budget = plan.data.get("budget") if plan else None
+    gates = gates_of(element_type(b)[0], exact, mean_path, sampling, prior, found, span, limits, budget, fair)
+    return Evidence(sets.verify.count, span, exact, mean_path, sampling, prior, found, gates, fair)
+
+
+def elbo_difference(a: VAE, b: VAE, rows: Rows, kept: Tensor | None, seed: int = 0) -> Sampling:
+    """How much worse the ELBO of `b` is than that of `a` on `rows`, in nats per row, with its 95% interval.
+
+    Both get the same noise in the latents of `a` that are `kept` in `b`; all its own if None.
+    """
+    with measuring(a, b):
+        comparison = _Comparison(a, b, kept, None, seed)
+        for batch in batches_for(a, rows, 512):
+            comparison.see_losses(*batch)
+    return comparison.sampling()
 
 
 class _Running:
@@ -111,13 +131,10 @@ class _Comparison:
             _max(self._high, reference.max().item()),
         )
         self.mean_path.see(reference, self.b.decode(q.mean, *condition))
-        noise, prior = (torch.randn(p.mean.shape, generator=self._generator).to(p.mean) for _ in range(2))
-        z = p.sample(noise)
-        own = noise[:, self.kept] if self.kept is not None else self._fresh(q.mean)
-        before = negative_elbo(self.a, x, z, p, condition)
-        self._losses.append(negative_elbo(self.b, x, q.sample(own), q, condition) - before)
+        z = self._compare_losses(x, p, q, condition)
         if self.kept is None:
             return
+        prior = self._fresh(p.mean)
         self.prior.see(self.a.decode(prior, *condition), self.b.decode(prior[:, self.kept], *condition))
         if self._reference is not None:
             held = self._reference.encode(x, *condition)
@@ -126,6 +143,19 @@ class _Comparison:
             for name, latents in (("posterior", z), ("prior", prior)):
                 decoded = self._reference.decode(latents, *condition)
                 self._compare(name, decoded, self.b.decode(latents[:, self.kept], *condition))
+
+    def see_losses(self, x: Tensor, *condition: Tensor) -> None:
+        """One batch of rows, for the ELBO alone."""
+        self._compare_losses(x, self.a.encode(x, *condition), self.b.encode(x, *condition), condition)
+
+    def _compare_losses(self, x: Tensor, p: Posterior, q: Posterior, condition: Sequence[Tensor]) -> Tensor:
+        """Note the difference of −ELBO; returns the sample of p that was used."""
+        noise = self._fresh(p.mean)
+        z = p.sample(noise)
+        own = noise[:, self.kept] if self.kept is not None else self._fresh(q.mean)
+        before = negative_elbo(self.a, x, z, p, condition)
+        self._losses.append(negative_elbo(self.b, x, q.sample(own), q, condition) - before)
+        return z
 
     def exact(self) -> tuple[float, float]:
         """Largest absolute, and largest relative difference over the four tensors."""

@@ -55,7 +55,7 @@ def allocate(layers: Sequence[Levels], tensors: Tensors, price: float) -> tuple[
         before = list(chosen)
         for number, layer in enumerate(layers):
             sizes = _sizes(layers, tensors, chosen, number)
-            chosen[number] = min(range(len(layer.costs)), key=lambda r: layer.costs[r] + price * sizes[r])  # noqa: B023
+            chosen[number] = min(range(len(layer.costs)), key=lambda r: layer.costs[r] + price * sizes[r])
         if chosen == before:
             break
     return tuple(chosen)

@@ -64,7 +64,7 @@ class Assembler:
             latent_size=self.vae.latent_size,
             removals=(),
             slices=slices,
-            attributes=layer_sizes(self.vae.network, slices) | self._own(slices),
+            attributes={**layer_sizes(self.vae.network, slices), **self._own(slices)},
             data=self.data,
             bias_changes=self._bias_changes(chosen),
             made_plain=self.subject.plain,
@@ -114,7 +114,7 @@ class Assembler:
     def _try_own_sizes(self, made: Plan) -> str | None:
         for part in {(s.size, len(s.kept)): s for s in made.slices}.values():
             for sizes in own_sizes(self.vae.network, part.size, len(part.kept), dict(made.attributes)):
-                candidate = replace(made, attributes=made.attributes | sizes)
+                candidate = replace(made, attributes={**made.attributes, **sizes})
                 if sizes and self.fits(candidate) is None:
                     self._following.setdefault((part.key, part.axis), []).extend(sizes)
                     return None
@@ -129,12 +129,12 @@ class Assembler:
             for axis, indices in choice.group.entries.items():
                 going.setdefault(axis, set()).update(indices)
         slices = []
-        for (key, axis), gone in going.items():
-            size = self.subject.weight(key).shape[axis]
+        for (key, dim), gone in going.items():
+            size = self.subject.weight(key).shape[dim]
             kept = tuple(i for i in range(size) if i not in gone)
             if not kept:
-                raise PlanError(f"{key}: would lose all {size} channels of axis {axis}, at least one must stay")
-            slices += [Slice(name, axis, size, kept) for name in self.subject.names(key)]
+                raise PlanError(f"{key}: would lose all {size} channels of axis {dim}, at least one must stay")
+            slices += [Slice(name, dim, size, kept) for name in self.subject.names(key)]
         return tuple(slices)
 
     def _bias_changes(self, chosen: Sequence[Chosen]) -> dict[str, Tensor]:
@@ -161,29 +161,32 @@ class Assembler:
                 axis = (site.key, site.input_axis)
                 size = self.subject.weight(site.key).shape[site.input_axis]
                 known = held.setdefault(axis, torch.full((size,), float("nan"), dtype=torch.float64))
-                known[list(columns)] = choice.constants.get(call, torch.zeros(len(columns), dtype=torch.float64))
+                if known[list(columns)].isnan().any():  # the first call counts, as it does for the bias
+                    known[list(columns)] = choice.constants.get(call, torch.zeros(len(columns), dtype=torch.float64))
         return held
 
     def _removals(self, choice: Chosen) -> list[ChannelRemoval]:
-        removals = []
-        for call, indices in choice.group.writes.items():
-            site = self.channels.site(call)
-            for channel in indices:
-                removals.append(
-                    ChannelRemoval(site.key, site.output_axis, channel, choice.kind, choice.evidence, choice.deviation)
-                )
-        return removals
+        return [
+            ChannelRemoval(key, axis, channel, choice.kind, choice.evidence, choice.deviation)
+            for (key, axis), channels in _written(self.channels, choice.group).items()
+            for channel in channels
+        ]
 
     def all_names(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same tensors under every key that they go by."""
         return {name: value for key, value in tensors.items() for name in self.subject.names(key)}
 
 
-def left_of(channels: Channels, groups: Iterable[tuple[Group, str]]) -> tuple[Left, ...]:
+def left_of(found: Channels, groups: Iterable[tuple[Group, str]]) -> tuple[Left, ...]:
     """What stays and why, counted by weight and reason."""
     counts: dict[tuple[str, str], int] = {}
     for group, reason in groups:
-        for call, indices in group.writes.items():
-            where = (channels.site(call).key, reason)
-            counts[where] = counts.get(where, 0) + len(indices)
+        for (key, _), channels in _written(found, group).items():
+            counts[key, reason] = counts.get((key, reason), 0) + len(channels)
     return tuple(Left(weight, count, reason) for (weight, reason), count in counts.items())
+
+
+def _written(found: Channels, group: Group) -> dict[Axis, tuple[int, ...]]:
+    """The output channels of weights that a group holds, each once however often its weight is called."""
+    sites = [found.site(call) for call in group.writes]
+    return {(site.key, site.output_axis): group.entries[site.key, site.output_axis] for site in sites}

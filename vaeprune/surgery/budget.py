@@ -22,16 +22,16 @@ from vaeprune.adapters import batches_for
 from vaeprune.analysis.latents import interval
 from vaeprune.data import DataSets, Rows
 from vaeprune.posterior import Posterior, negative_elbo
-from vaeprune.surgery.allocation import Axis, Levels, Tensors, allocate, between, gone_at
+from vaeprune.surgery.allocation import Axis, Levels, Tensors, allocate, between
 from vaeprune.surgery.assembling import Chosen, left_of
 from vaeprune.surgery.channels import Call, Channels, Group
-from vaeprune.surgery.curvature import FitRows, Moments, fit_rows, measure
+from vaeprune.surgery.curvature import FitRows, fit_rows, measure
 from vaeprune.surgery.elimination import Order, Reader, eliminate
 from vaeprune.surgery.hidden import Hidden
+from vaeprune.surgery.links import Basis, best_basis, linear_link
 from vaeprune.surgery.observing import passes
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.probe import Recorder, Subject
-from vaeprune.surgery.links import Basis, best_basis, linear_link
 from vaeprune.surgery.refitting import Mixture, Refit, Removed, refit
 from vaeprune.surgery.regression import as_matrix, columns_of
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from vaeprune.data import Batch
 from vaeprune.posterior import VAE, Posterior
 from vaeprune.surgery.probe import Disturbed, Isolated, Recorder, Subject, by_channel, differs
-from vaeprune.surgery.sites import Site, Unknown
+from vaeprune.surgery.sites import Passenger, Site, Unknown
 from vaeprune.surgery.trace import FINITE_CHANGES, SWALLOWED, rows_at_once
 
 Side = Literal["encode", "decode"]
@@ -44,10 +44,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Channels:
-    """The hidden channels of a model in groups, and its calls on weights in the order of each run."""
+    """The hidden channels of a model in groups, and its calls on weights in the order of each run.
+
+    `shared_biases`: state-dict keys of biases that something else than their one weight uses, too.
+    """
 
     groups: tuple[Group, ...]
     sites: Mapping[Side, tuple[Site, ...]]
+    shared_biases: frozenset[str] = frozenset()
 
     def site(self, call: Call) -> Site:
         """The weight behind a call."""
@@ -88,10 +92,15 @@ def hidden_channels(subject: Subject) -> Channels:
     z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64).to(example[0])
     union = _Union()
     sites: dict[Side, tuple[Site, ...]] = {}
+    users: dict[str, set[Any]] = {}
     for side, run in runs(example, z).items():
         inputs = (z, *example[1:]) if side == "decode" else example
-        sites[side] = _Side(subject, side, run, inputs).join(union)
-    return Channels(tuple(_groups(subject, union, sites)), sites)
+        traced = _Side(subject, side, run, inputs)
+        sites[side] = traced.join(union)
+        for key, user in traced.before.uses:
+            users.setdefault(key, set()).add(user)
+    shared = frozenset(key for key, known in users.items() if len(known) > 1)
+    return Channels(tuple(_groups(subject, union, sites)), sites, shared)
 
 
 class _Side:
@@ -99,7 +108,7 @@ class _Side:
 
     def __init__(self, subject: Subject, side: Side, run: Callable[[VAE, int], Any], inputs: Batch) -> None:
         self.subject, self.side, self.run, self.inputs = subject, side, run, inputs
-        self.before = Recorder()
+        self.before = _Uses()
         self.at_rest = subject.run(lambda vae: run(vae, 1), self.before)
         self.sites = tuple(self.before.sites)
         self.widths = [r.shape[s.result_dim] for s, r in zip(self.sites, self.before.results, strict=True)]
@@ -115,10 +124,10 @@ class _Side:
                 union.add(("read", (self.side, call), channel), (site.key, site.input_axis, channel))
             if site.bias_unknown:
                 self._hold(union, call, range(self.widths[call]), "its bias is computed, not a parameter")
-        self._inputs(union)
         reached = self._reached()
         for calls in _without_common_port(reached):
             self._decode(union, calls, reached)
+        self._inputs(union)  # last: what mixes channels is the better reason
         return self.sites
 
     def _inputs(self, union: _Union) -> None:
@@ -229,6 +238,29 @@ class _Side:
             moved = by_channel(differs(output, rest), 1, rows).any(1, keepdim=True)
             add(("hold", "it is part of the output" if self.side == "decode" else "it is a latent"), moved)
         return found
+
+
+class _Uses(Recorder):
+    """Notes, too, what uses each bias: (key, weight and axis, or the call that is none on a weight)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uses: list[tuple[str, Any]] = []
+
+    def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
+        """Note a weight's own bias."""
+        if site.bias is not None:
+            self.uses.append((site.bias, (site.key, site.input_axis)))
+        return super().operand(call, site, value)
+
+    def passed(self, passenger: Passenger, value: Tensor) -> None:
+        """Note parameters that are added or multiplied."""
+        self.uses += [(key, "a parameter of each channel") for key in passenger.axes]
+
+    def unknown(self, call: Unknown, value: Any, where: str) -> Any:
+        """Note parameters of calls that are not understood."""
+        self.uses += [(key, call.function) for key in call.keys]
+        return value
 
 
 class _Foreign(Isolated):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -108,19 +109,18 @@ def measure(subject: Subject, fit: FitRows, calls: Collection[Call], seed: int =
     """The moments of all `calls`, from DRAWS gradients of every row."""
     found: dict[Call, Moments] = {}
     generator = torch.Generator().manual_seed(seed)
-    starts = {"encode": 0, "decode": 0}
+    starts: dict[Side, int] = {"encode": 0, "decode": 0}
     for chunk, noise, latents in zip(fit.chunks, fit.noise, fit.latents, strict=True):
-        watches = {
-            side: _Gradients(side, calls, found, fit.rows[side], starts[side], rows)
-            for side, rows in (("encode", len(chunk[0])), ("decode", len(latents[0])))
-        }  # type: dict[Side, _Gradients]
-        posterior: Posterior = subject.run(lambda vae, c=chunk: vae.encode(*c), watches["encode"], gradients=True)
+        watches: dict[Side, _Gradients] = {
+            "encode": _Gradients("encode", calls, found, fit.rows["encode"], starts["encode"], len(chunk[0])),
+            "decode": _Gradients("decode", calls, found, fit.rows["decode"], starts["decode"], len(latents[0])),
+        }
+        posterior: Posterior = subject.run(partial(_encode, x=chunk), watches["encode"], gradients=True)
         z = torch.cat([posterior.sample(noise), latents[0][len(noise) :]])
-        parameters = subject.run(
-            lambda vae, z=z, c=latents[1:]: vae.decode_parameters(z, *c), watches["decode"], gradients=True
-        )
+        parameters = subject.run(partial(_decode, z=(z, *latents[1:])), watches["decode"], gradients=True)
         for draw in range(DRAWS):
-            _curved(subject.vae, posterior, parameters, generator).backward(retain_graph=draw < DRAWS - 1)
+            curved = _curved(subject.vae, posterior, parameters, generator)
+            curved.backward(retain_graph=draw < DRAWS - 1)  # type: ignore[no-untyped-call]
             for watch in watches.values():
                 watch.add_gradients()
         for side, watch in watches.items():
@@ -130,6 +130,14 @@ def measure(subject: Subject, fit: FitRows, calls: Collection[Call], seed: int =
     for (side, _), moments in found.items():
         moments.fisher /= rows[side] * DRAWS
     return found
+
+
+def _encode(vae: VAE, x: Batch) -> Posterior:
+    return vae.encode(*x)
+
+
+def _decode(vae: VAE, z: Batch) -> Tensor:
+    return vae.decode_parameters(*z)
 
 
 def _curved(vae: VAE, posterior: Posterior, parameters: Tensor, generator: torch.Generator) -> Tensor:
@@ -145,8 +153,7 @@ def _curved(vae: VAE, posterior: Posterior, parameters: Tensor, generator: torch
         ).sqrt()  # the KL's second derivative by logvar is sigma²/2, by the mean 1
         weights = [s * signs(s) for s in (root, torch.ones_like(posterior.mean), spread)]
     tensors = (parameters, posterior.mean, posterior.logvar)
-    total = sum((w * t).sum() for w, t in zip(weights, tensors, strict=True))
-    return total  # type: ignore[return-value]
+    return torch.stack([(w * t).sum() for w, t in zip(weights, tensors, strict=True)]).sum()
 
 
 class _Gradients(Watcher):
@@ -168,7 +175,7 @@ class _Gradients(Watcher):
             result.requires_grad_(True)
         if (self._side, call) in self._calls:
             self._read(call, site, run, result)
-            result.register_hook(lambda gradient: self._gradients.__setitem__(call, gradient))
+            result.register_hook(partial(self._gradients.__setitem__, call))  # type: ignore[no-untyped-call]
         return result.clone()
 
     def _read(self, call: int, site: Site, run: Run, result: Tensor) -> None:

@@ -18,7 +18,7 @@ from vaeprune.data import Batch, DataSets
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE
 from vaeprune.surgery.assembling import Assembler, Chosen, left_of
-from vaeprune.surgery.channels import Call, Channels, Group, hidden_channels
+from vaeprune.surgery.channels import Axis, Call, Channels, Group, hidden_channels
 from vaeprune.surgery.observing import Ranges, observe
 from vaeprune.surgery.plan import Left, Plan
 from vaeprune.surgery.probe import Subject
@@ -73,17 +73,14 @@ def constant_channels(hidden: Hidden) -> tuple[list[Chosen], tuple[Left, ...]]:
     """The groups that can go without changing anything, and those that are constant but have to stay, with reasons."""
     chosen: list[Chosen] = []
     left: list[tuple[Group, str]] = []
-    for layer in hidden.layers:
-        going = []
-        for group in layer:
-            choice = _unread(hidden, group) or _constant(hidden, group)
-            if isinstance(choice, str):
-                left.append((group, choice))
-            elif choice is not None:
-                going.append(choice)
-        if len(going) == len(layer):
-            left.append((going.pop().group, "at least one channel must stay"))
-        chosen += going
+    for group in (group for layer in hidden.layers for group in layer):
+        choice = _unread(hidden, group) or _constant(hidden, group)
+        if isinstance(choice, str):
+            left.append((group, choice))
+        elif choice is not None:
+            chosen.append(choice)
+    chosen, spared = _sparing(hidden, chosen)
+    left += [(choice.group, "at least one channel must stay") for choice in spared]
     return _with_unread(hidden, chosen), left_of(hidden.channels, left)
 
 
@@ -113,34 +110,62 @@ def fitting_plan(hidden: Hidden, chosen: Sequence[Chosen], more_left: tuple[Left
     return assembler.plan(kept, "network", left) if kept else None
 
 
-def _unread(hidden: Hidden, group: Group, gone: Mapping[str, Tensor] | None = None) -> Chosen | None:
+def _unread(hidden: Hidden, group: Group, gone: Mapping[Axis, Tensor] | None = None) -> Chosen | None:
     """The group if all weights that read it are 0 in the rows that stay."""
     for call, columns in group.reads.items():
         site = hidden.channels.site(call)
-        weight = hidden.subject.weight(site.key).movedim((site.output_axis, site.input_axis), (0, 1))
-        rows = torch.ones(len(weight), dtype=torch.bool)
-        if gone and site.key in gone:
-            rows = ~gone[site.key]
-        if weight[rows][:, list(columns)].any():
+        weight = _columns(hidden, call, columns)
+        where = (site.key, site.output_axis)
+        if gone and where in gone:
+            weight = weight[~gone[where]]
+        if weight.any():
             return None
     return Chosen(group, "unread", "proved")
+
+
+def _columns(hidden: Hidden, call: Call, columns: Sequence[int]) -> Tensor:
+    """What the weight of a call does with some of its input channels (outputs, columns, *kernel)."""
+    site = hidden.channels.site(call)
+    weight = hidden.subject.weight(site.key).movedim((site.output_axis, site.input_axis), (0, 1))
+    return weight[:, list(columns)]
+
+
+def _sparing(
+    hidden: Hidden, wanted: Sequence[Chosen], chosen: Sequence[Chosen] = ()
+) -> tuple[list[Chosen], list[Chosen]]:
+    """Those of `wanted` that can go besides `chosen` so that no tensor loses all its channels, and those that cannot."""
+    staying = _staying(hidden, [*chosen, *wanted])
+    going: list[Chosen] = []
+    spared: list[Chosen] = []
+    for choice in reversed(wanted):
+        entries = choice.group.entries
+        if all(staying[axis].any() for axis in entries):
+            going.insert(0, choice)
+            continue
+        spared.insert(0, choice)
+        for axis, indices in entries.items():
+            staying[axis][list(indices)] = True
+    return going, spared
+
+
+def _staying(hidden: Hidden, chosen: Sequence[Chosen]) -> dict[Axis, Tensor]:
+    """Of each tensor axis that loses channels, which ones stay."""
+    staying: dict[Axis, Tensor] = {}
+    for choice in chosen:
+        for (key, axis), indices in choice.group.entries.items():
+            size = hidden.subject.weight(key).shape[axis]
+            staying.setdefault((key, axis), torch.ones(size, dtype=torch.bool))[list(indices)] = False
+    return staying
 
 
 def _with_unread(hidden: Hidden, chosen: list[Chosen]) -> list[Chosen]:
     """Add what served only channels that go, and what served only that, until nothing more is found."""
     while True:
         taken = {id(choice.group) for choice in chosen}
-        gone: dict[str, Tensor] = {}
-        for choice in chosen:
-            for call, channels in choice.group.writes.items():
-                site = hidden.channels.site(call)
-                size = hidden.subject.weight(site.key).shape[site.output_axis]
-                gone.setdefault(site.key, torch.zeros(size, dtype=torch.bool))[list(channels)] = True
-        more = []
-        for layer in hidden.layers:
-            rest = [group for group in layer if id(group) not in taken]
-            found = [choice for group in rest if (choice := _unread(hidden, group, gone))]
-            more += found[: len(rest) - 1]
+        gone = {axis: ~stays for axis, stays in _staying(hidden, chosen).items()}
+        rest = [group for layer in hidden.layers for group in layer if id(group) not in taken]
+        found = [choice for group in rest if (choice := _unread(hidden, group, gone))]
+        more, _ = _sparing(hidden, found, chosen)
         if not more:
             return chosen
         chosen = chosen + more
@@ -151,8 +176,11 @@ def _constant(hidden: Hidden, group: Group) -> Chosen | str | None:
     constants: dict[Call, Tensor] = {}
     deviation, proved = 0.0, True
     for call, columns in group.reads.items():
-        seen = hidden.ranges.of[call]
         at = list(columns)
+        if not _columns(hidden, call, columns).any():
+            constants[call] = torch.zeros(len(at), dtype=torch.float64)  # whatever it is, the weight is 0
+            continue
+        seen = hidden.ranges.of[call]
         scale = max(seen.scale, 1e-30)
         spread = float((seen.high[at] - seen.low[at]).max())
         if not spread <= _ROUNDING * scale:
@@ -170,18 +198,20 @@ def _constant(hidden: Hidden, group: Group) -> Chosen | str | None:
 
 
 def _cannot_hold(hidden: Hidden, group: Group, constants: Mapping[Call, Tensor]) -> str | None:
-    seen: dict[str, Tensor] = {}
+    seen: dict[Axis, Tensor] = {}
     for call in group.reads:
         site, values = hidden.channels.site(call), constants[call]
-        if site.key in seen and not torch.allclose(seen[site.key], values, rtol=1e-6, atol=1e-9):
+        known = seen.setdefault((site.key, site.input_axis), values)
+        if known.shape != values.shape or not torch.allclose(known, values, rtol=1e-6, atol=1e-9):
             return f"{site.key} is called several times and sees different constants"
-        seen[site.key] = values
         if not values.any():
             continue
         if not site.holds_constant:
             return f"constant {values.abs().max():.3g}, but {site.key} pads with zeros or has taps that depend on place"
         if site.bias is None or site.bias_unknown:
             return f"constant {values.abs().max():.3g}, but {site.key} has no bias that could take it over"
+        if site.bias in hidden.channels.shared_biases:
+            return f"constant {values.abs().max():.3g}, but {site.bias} also serves something else than {site.key}"
     return None
 
 

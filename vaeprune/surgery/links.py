@@ -107,7 +107,8 @@ def _commutes(subject: Subject, writer: Call, layer: Sequence[Group], reads: set
     subject.run(run, watch)
     for call in reads:
         operand = watch.operands[call[1]]
-        operand = operand.movedim(watch.sites[call[1]].operand_dim, 1).flatten(2)
+        moved = operand.movedim(watch.sites[call[1]].operand_dim, 1)
+        operand = moved.reshape(*moved.shape[:2], -1)
         columns = torch.tensor([list(group.reads[call]) for group in layer])
         before, after = (row[columns].flatten(1) for row in operand)
         scale = float(after.abs().max()) + 1e-30

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,11 +57,12 @@ def observe(
     """Run all `rows` through encode, and through decode both a posterior and a prior sample of each, so that what is
     constant for reconstructions is constant for generated rows, too."""
     found = Ranges()
+    encoding, decoding = _Watch("encode", calls, found), _Watch("decode", calls, found)
     for inputs in passes(subject.vae, rows, seed):
-        posterior: Posterior = subject.run(lambda vae, i=inputs: vae.encode(*i.x), _Watch("encode", calls, found))
+        posterior: Posterior = subject.run(partial(_encode, x=inputs.x), encoding)
         for z in inputs.latents(posterior):
             found.largest_latent = max(found.largest_latent, float(z.abs().max()))
-            subject.run(lambda vae, z=z, i=inputs: vae.decode(z, *i.x[1:]), _Watch("decode", calls, found))
+            subject.run(partial(_decode, z=z, condition=inputs.x[1:]), decoding)
         found.rows += len(inputs.x[0])
         if on_batch:
             on_batch(len(inputs.x[0]))
@@ -87,6 +89,14 @@ def passes(vae: VAE, rows: Rows, seed: int, size: int | None = None) -> Iterator
         shape = (len(batch[0]), *vae.latent_shape)
         noise, prior = (torch.randn(shape, generator=generator).to(batch[0]) for _ in range(2))
         yield Pass(batch, noise, prior)
+
+
+def _encode(vae: VAE, x: tuple[Tensor, ...]) -> Posterior:
+    return vae.encode(*x)
+
+
+def _decode(vae: VAE, z: Tensor, condition: tuple[Tensor, ...]) -> Tensor:
+    return vae.decode(z, *condition)
 
 
 class _Watch(Watcher):

@@ -158,6 +158,9 @@ class Plan:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error
+        budget = plan.data.get("budget")
+        if budget is not None and not (type(budget) in (int, float) and 0 <= budget < 1e300):
+            raise PlanError(f"{where}: its budget is {budget!r:.40}, expected a number of nats of at least 0")
         seed = plan.data.get("seed")
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise PlanError(f"{where}: the seed of its split is {seed!r:.40}, expected a whole number of at least 0")

@@ -22,7 +22,7 @@ _LEAST_LATENT = 6.0  # standard deviations of the prior; one draw in 5·10^8 lie
 
 @dataclass(frozen=True)
 class Proofs:
-    """Bounds of what each call reads if all of x lies in `input_range` (None: none is declared), |z| ≤ `latent_range`."""
+    """Bounds of what each call reads if x lies in `input_range` (None: none is declared) and |z| ≤ `latent_range`."""
 
     input_range: tuple[float, float] | None
     latent_range: float

@@ -64,12 +64,10 @@ def features(run: Run, operand: Tensor, places: Places) -> Tensor:
     seen = run.taps(operand).flatten(1).T.to(operand.device)  # (places, T)
     flat = torch.nn.functional.pad(operand.flatten(2), (1, 0))  # place 0 is what padding reads
     rows, channels = flat.shape[:2]
-    if places.chosen is None:
-        at = seen.flatten().expand(rows, -1)
-    else:
-        at = seen[places.chosen.to(operand.device)].flatten(1)
+    chosen = places.chosen
+    at = seen.flatten().expand(rows, -1) if chosen is None else seen[chosen.to(operand.device)].flatten(1)
     picked = torch.gather(flat, 2, at[:, None, :].expand(-1, channels, -1))
-    return picked.unflatten(2, (-1, seen.shape[1])).transpose(1, 2).flatten(2).flatten(0, 1)
+    return picked.view(rows, channels, -1, seen.shape[1]).transpose(1, 2).reshape(-1, channels * seen.shape[1])
 
 
 def gram(x: Tensor) -> Tensor:
@@ -99,7 +97,7 @@ def weighted_least_squares(x: Tensor, y: Tensor, weights: Tensor, iterations: in
     count = weights / weights.mean(0).clamp_min(torch.finfo(weights.dtype).tiny)
     count = (1 - _FLOOR) * count + _FLOOR
     inverse = torch.linalg.inv(gram(x)).to(x.dtype)
-    found = ((x.double().T @ y.double() / len(x)).T.to(x.dtype)) @ inverse
+    found: Tensor = ((x.double().T @ y.double() / len(x)).T.to(x.dtype)) @ inverse
     residual = (count * (y - x @ found.T)).T @ x / len(x)
     direction = step = residual @ inverse
     product = (residual * step).sum(1)

@@ -1,0 +1,81 @@
+"""A budget spent with fine-tuning afterwards: how deep to cut so that the recovered network is within it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from vaeprune.data import DataSets
+from vaeprune.recovery import recover
+from vaeprune.surgery.budget import Aim
+from vaeprune.surgery.cut import cut
+from vaeprune.surgery.plan import Plan
+from vaeprune.surgery.scopes import Own, Planner, Progress
+from vaeprune.verification import elbo_difference
+
+Step = Callable[[Any], None]
+_DEEPER = 3.0  # the first try: two epochs regain about two thirds of what a cut costs
+_TRIES = 4
+
+
+@dataclass
+class Recovery:
+    """Fine-tuning for `epochs` with the model's own objective; 0 for none.
+
+    `fair`: the original is trained as long, too, and is what results are held against (`original`).
+    """
+
+    model: Own
+    sets: DataSets
+    epochs: int
+    fair: bool = False
+    on_step: Step | None = None
+    _original: Own | None = field(default=None, repr=False)
+
+    @property
+    def original(self) -> Own | None:
+        """The original after the same epochs, None unless asked for."""
+        if self.fair and self._original is None:
+            self._original = recover(self.model, self.sets, self.epochs, on_step=self.on_step)
+        return self._original
+
+    def of(self, smaller: Own) -> Own:
+        """The smaller model after its epochs."""
+        training = self.model.provenance.get("training")
+        return recover(smaller, self.sets, self.epochs, training=training, on_step=self.on_step)
+
+    def loss(self, made: Plan) -> float:
+        """Upper 95% bound of the ELBO loss on the select rows once the plan's model is recovered, nats per row."""
+        recovered = self.of(cut(self.model, made))
+        kept = torch.tensor(made.kept_latents)
+        return elbo_difference(self.original or self.model, recovered, self.sets.select, kept).ci95[1]
+
+
+def deepest_within(
+    made: Planner, budget: float, aim: Aim, recovery: Recovery | None, progress: Progress | None
+) -> Plan | None:
+    """The plan within `budget`; with recovery, the deepest tried whose recovered model is within it."""
+    plain = made.within(budget, aim, progress)
+    if recovery is None or not recovery.epochs or plain is None or plain.scope != "budget":
+        return plain
+    best, within, beyond = plain, budget, None
+    price = budget * _DEEPER
+    for _ in range(_TRIES):
+        deeper = made.within(price, aim, progress)
+        if deeper is None:
+            break
+        if recovery.loss(deeper) <= budget:
+            best, within = deeper, price
+            price = price * 2 if beyond is None else (price * beyond) ** 0.5
+        else:
+            beyond = price
+            price = (within * price) ** 0.5
+    return _for(best, budget)
+
+
+def _for(made: Plan, budget: float) -> Plan:
+    """The plan, marked with the budget that judges its recovered model."""
+    return replace(made, data={**made.data, "budget": budget})

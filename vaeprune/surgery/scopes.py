@@ -1,0 +1,123 @@
+"""One plan for a scope: latents first, then hidden channels that are constant, then what a budget of nats pays for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+
+from vaeprune.adapters import AdaptedVAE
+from vaeprune.analysis import Analysis
+from vaeprune.architectures import BuiltVAE
+from vaeprune.data import DataSets
+from vaeprune.errors import ModelError, TraceError, UsageError
+from vaeprune.surgery.assembling import Chosen
+from vaeprune.surgery.budget import Aim, Search
+from vaeprune.surgery.composing import composed
+from vaeprune.surgery.cut import cut
+from vaeprune.surgery.firing import Fired, fired
+from vaeprune.surgery.hidden import Hidden, constant_channels, examine, fitting_plan
+from vaeprune.surgery.plan import Left, Plan
+from vaeprune.surgery.planning import chosen_latents, plan
+
+Progress = Callable[[str, int, "int | None"], None]
+Own = BuiltVAE | AdaptedVAE
+
+
+@dataclass
+class Planner:
+    """Plans for one model on one data set; what was traced and measured is kept, so that further budgets cost less.
+
+    `exact` is the plan without a budget, None if nothing can go. `fired`: channels taken for constant that were not on
+    the verify rows. `notes`: what could not be done, and why.
+    """
+
+    vae: Own
+    sets: DataSets
+    exact: Plan | None = None
+    fired: tuple[Fired, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    left: tuple[Left, ...] = ()
+    _hidden: Hidden | None = None
+    _search: Search | None = None
+
+    def within(self, budget: float, aim: Aim = "size", progress: Progress | None = None) -> Plan | None:
+        """The plan that takes out the most for up to `budget` nats per row; `exact` if nothing more fits into it."""
+        if self._hidden is None:
+            return self.exact
+        if self._search is None:
+            self._search = Search(self._hidden, self.sets, aim, progress)
+        spent = self._search.result(budget)
+        self.notes += [note for note in spent.notes if note not in self.notes]
+        if spent.plan is None:
+            return self.exact
+        whole = spent.plan if self.exact is None else composed(self.exact, spent.plan)
+        return replace(whole, data={**whole.data, "budget": budget})
+
+
+def planner(
+    vae: Own,
+    sets: DataSets,
+    analysis: Analysis,
+    *,
+    hidden: bool,
+    search: bool = False,
+    keep: Collection[int] = (),
+    remove: Collection[int] = (),
+    progress: Progress | None = None,
+) -> Planner:
+    """Make the plan without a budget: the idle latents, and with `hidden` the constant hidden channels.
+
+    What cannot be followed stays and is noted, as long as anything can be done; else the first reason is raised
+    (TraceError). `search`: get ready for budgets.
+    """
+    found = Planner(vae, sets)
+    refused: TraceError | ModelError | None = None
+    if chosen_latents(analysis, keep, remove):
+        try:
+            found.exact = plan(vae, analysis, sets, keep=keep, remove=remove)
+        except TraceError as error:
+            if not hidden:
+                raise
+            refused = error
+            found.notes.append(f"latents stay: {error.message}")
+    if hidden:
+        try:
+            _constants(found, search, progress)
+        except (TraceError, ModelError) as error:
+            refused = refused or error
+            found.notes.append(f"hidden channels stay: {error.message}")
+    if refused and found.exact is None and found._hidden is None:
+        raise refused
+    return found
+
+
+def _constants(found: Planner, search: bool, progress: Progress | None) -> None:
+    model = found.vae if found.exact is None else cut(found.vae, found.exact)
+    report = progress or (lambda _what, _more, _total: None)
+    count = found.sets.calibrate.count
+    examined = examine(model, found.sets, lambda rows: report("watching hidden channels", rows, count))
+    chosen, more_left = constant_channels(examined)
+    made = fitting_plan(examined, chosen, more_left) if chosen else None
+    found.left = (*examined.left, *more_left) if made is None else made.left
+    if made is not None:
+        kept = {(c.weight, c.channel) for c in made.channels}
+        observed = [c for c in chosen if c.evidence != "proved" and _weights_of(examined, c) <= kept]
+        found.fired = fired(examined, observed, found.sets.verify)
+        found.exact = made if found.exact is None else composed(found.exact, made)
+        if search:
+            examined = examine(cut(model, made), found.sets)
+    found._hidden = examined
+
+
+def _weights_of(examined: Hidden, choice: Chosen) -> set[tuple[str, int]]:
+    return {
+        (examined.channels.site(call).key, channel)
+        for call, channels in choice.group.writes.items()
+        for channel in channels
+    }
+
+
+def refuse_budget(budget: float | None) -> None:
+    """Raise UsageError if a budget is no number of nats."""
+    if budget is not None and not (budget >= 0 and budget < float("inf")):
+        raise UsageError(f"budget: got {budget}, expected a finite number of nats, at least 0")
