@@ -56,6 +56,9 @@ class Cut:
         typer.Option("--budget", metavar="NATS", help="Give up further channels for so much ELBO per row."),
     ] = None
     aim: Annotated[Aim, typer.Option("--for", help="Spend the budget on weights or on FLOPs.")] = Aim.size
+    factorize: Annotated[
+        bool, typer.Option("--factorize", help="Let the budget split layers into two of low rank; changes their keys.")
+    ] = False
     recover_epochs: Annotated[
         int, typer.Option("--recover-epochs", metavar="N", help="Fine-tune for N epochs after the cut.")
     ] = 0
@@ -71,6 +74,7 @@ class Cut:
             "scope": self.scope.value,
             "budget": self.budget,
             "aim": self.aim.value,
+            "factorize": self.factorize,
             "recover_epochs": self.recover_epochs,
             "fair": self.fair,
             "keep": o.integers(self.keep, "--keep"),

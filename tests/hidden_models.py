@@ -44,9 +44,12 @@ class HiddenVAE(OwnVAE):
         self.encoder = encoder or nn.Sequential(nn.Linear(5, 6), nn.Tanh())
         self.mean, self.logvar = nn.Linear(width, LATENTS), nn.Linear(width, LATENTS)
         self.decoder = decoder or nn.Linear(LATENTS, 5)
-        randomise(self, seed)
+        generator = randomise(self, seed)
         with torch.no_grad():
             for layer in self.modules():
+                if isinstance(layer, (nn.MultiheadAttention, nn.GRU, nn.Embedding)):
+                    for parameter in layer.parameters(recurse=False):
+                        parameter.normal_(0, 0.3, generator=generator)
                 if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                     layer.weight *= 0.4  # few enough swings that ReLU units are dead only where it is planted
         self.double().eval()
@@ -85,6 +88,43 @@ def unread(layer: nn.Module, *channels: int) -> None:
     axis = 0 if isinstance(layer, nn.ConvTranspose2d) else 1
     with torch.no_grad():
         layer.weight.movedim(axis, 0)[list(channels)] = 0
+
+
+class Noted(nn.Module):
+    """Notes the size of its layer."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.first = nn.Linear(LATENTS, 4 * hidden)
+        self.second = nn.ConvTranspose2d(hidden, 2, 2, stride=2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(z)).view(-1, self.hidden, 2, 2))
+
+
+def dense() -> HiddenVAE:
+    """Two saturated units in each half; the decoder's first layer reads the latents and is read in turn."""
+    vae = HiddenVAE(
+        nn.Sequential(nn.Linear(5, 8), nn.Sigmoid(), nn.Linear(8, 6), nn.Tanh()),
+        decoder=nn.Sequential(nn.Linear(LATENTS, 7), nn.Sigmoid(), nn.Linear(7, 7), nn.Sigmoid(), nn.Linear(7, 5)),
+    )
+    biased(vae.encoder[0], 1, 4, bias=ABOVE)
+    biased(vae.decoder[0], 2, bias=ABOVE)
+    biased(vae.decoder[2], 0, bias=ABOVE)
+    return vae
+
+
+def convolutional() -> HiddenVAE:
+    encoder = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(inplace=True), nn.Conv2d(6, 4, 3, padding=1),
+        nn.Sigmoid(), nn.Flatten(), nn.Linear(64, 6), nn.Tanh(),
+    )  # fmt: skip
+    vae = HiddenVAE(encoder, 6, Noted(7), (2, 4, 4))
+    vae.encoder[1].bias.data[3] = -90
+    biased(vae.encoder[3], 1, bias=ABOVE)
+    dead(vae.decoder.first, *range(4, 12))
+    return vae
 
 
 # ---- the road, and the oracle

@@ -95,10 +95,10 @@ def test_swapped_pairs_have_swapped_counts(comparison: Comparison, wide: Path, n
 
 
 def test_times_are_told_on_the_side_they_were_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside a model that does nothing, 8 million multiplications a row cannot pass for the faster."""
+    """Beside a model that does nothing, 2 million multiplications a row cannot pass for the faster."""
     monkeypatch.setattr("vaeprune.latency.BATCHES", (1,))
     idle = written(tmp_path / "idle", [helper.make_node("Identity", ["x"], ["y"])], {})
-    sizes = (4, 2000), (2000, 2000), (2000, 4)
+    sizes = (4, 1000), (1000, 1000), (1000, 4)
     weights = {f"w{i}": np.full(size, 0.01, np.float32) for i, size in enumerate(sizes)}
     names = ("x", "a", "b", "y")
     work = [helper.make_node("MatMul", [names[i], f"w{i}"], [names[i + 1]]) for i in range(3)]
@@ -109,14 +109,14 @@ def test_times_are_told_on_the_side_they_were_taken(tmp_path: Path, monkeypatch:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system does not tell")
 def test_peak_memory_grows_with_the_layers(wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """20 MB more of hidden units at batch 256, measured in processes that did not grow with this one."""
+    """10 MB more of hidden units at batch 256, measured in processes that did not grow with this one."""
     monkeypatch.setattr("vaeprune.latency.BATCHES", (256,))
-    large = exported(dense([], encoder=(20_000,)), tmp_path / "large")
+    large = exported(dense([], encoder=(10_000,)), tmp_path / "large")
     peak = compare(wide, large, repeats=3).peak_memory_bytes
     assert peak.before is not None
     assert peak.after is not None
     assert peak.before >= 0
-    assert peak.after - peak.before > 10e6
+    assert peak.after - peak.before > 5e6
 
 
 def test_figures_that_are_not_known_are_null(tmp_path: Path) -> None:

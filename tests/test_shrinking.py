@@ -79,7 +79,7 @@ def networks(draw: st.DrawFn) -> tuple[DenseVAE, list[int]]:
 def test_shrink_takes_out_exactly_the_planted_latents(network: tuple[DenseVAE, list[int]]) -> None:
     vae, idle = network
     before = snapshot(vae)
-    result = shrink(vae, rows(300, vae.input_shape))
+    result = shrink(vae, rows(300, vae.input_shape), scope="latents")
     assert_untouched(vae, before)
     assert result.latent_size == (vae.latent_size, vae.latent_size - len(idle))
     if not idle:
@@ -99,7 +99,7 @@ def test_shrink_takes_out_exactly_the_planted_latents(network: tuple[DenseVAE, l
 def test_shrink_takes_exactly_the_planted_latents_out_of_a_convolutional_network(idle: set[int], seed: int) -> None:
     vae = convolutional(idle, 4, listening=1e-4, seed=seed)
     before = snapshot(vae)
-    result = shrink(vae, rows(160, vae.input_shape))
+    result = shrink(vae, rows(160, vae.input_shape), scope="latents")
     assert_untouched(vae, before)
     assert result.plan.removed_latents == sorted(idle)
     assert result.evidence.passed
@@ -181,7 +181,8 @@ def test_the_config_records_where_the_model_comes_from(shrunk: Shrunk) -> None:
 
 def test_the_card_tells_what_was_removed_and_how_it_was_checked(shrunk: Shrunk) -> None:
     card = (shrunk.out / "README.md").read_text()
-    assert card.startswith("# Shrunk from models/noise: 6 to 4 latents\n")
+    sizes = f"{shrunk.parameters[0]} to {shrunk.parameters[1]} weights, 6 to 4 latents"
+    assert card.startswith(f"# Shrunk from models/noise: {sizes}\n")
     assert "Removed: latents 1, 4." in card
     assert "latents 0, 2, 3, 5 of the original" in card
     assert f"Verified on {shrunk.evidence.n_samples} rows" in card
@@ -228,7 +229,7 @@ def test_nothing_idle_writes_nothing_and_advises(tmp_path: Path) -> None:
 
 
 def test_a_collapsed_model_is_diagnosed_and_not_cut(tmp_path: Path) -> None:
-    result = shrink(dense(range(6)), rows(), tmp_path / "out")
+    result = shrink(dense(range(6)), rows(), tmp_path / "out", scope="latents")
     assert result.model is None
     assert result.analysis.advice.action == "retrain"
     assert list(tmp_path.iterdir()) == []

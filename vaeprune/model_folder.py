@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vaeprune.adapters.adapted import AdaptedVAE
-from vaeprune.adapters.copying import make_plain, replace_tensors
+from vaeprune.adapters.copying import make_plain, replace_tensors, set_attributes
 from vaeprune.adapters.reading import Reading
 from vaeprune.architectures import BuiltVAE, build
 from vaeprune.architectures.base import positive_sizes
+from vaeprune.architectures.low_rank import checked_ranks, ranks_of, split_layers
 from vaeprune.errors import ModelError, StorageError
 from vaeprune.factory import call
 from vaeprune.likelihood import Likelihood
@@ -137,6 +138,7 @@ def _foreign_entry(vae: AdaptedVAE) -> dict[str, Any]:
         "arguments": vae.provenance.get("arguments") or {},
         "attributes": vae.provenance.get("attributes") or {},
         "made_plain": list(vae.provenance.get("made_plain") or ()),
+        "ranks": ranks_of(vae.network),
         "reading": vae.reading.to_json(),
         "input_shape": list(vae.input_shape),
         "latent_shape": list(vae.latent_shape),
@@ -148,7 +150,7 @@ def _rebuilt(
 ) -> AdaptedVAE:
     """A foreign module at its original size, given the smaller tensors and sizes it had when it was written."""
     where = folder / CONFIG
-    wanted = {"factory", "arguments", "attributes", "made_plain", "reading", "input_shape", "latent_shape"}
+    wanted = {"factory", "arguments", "attributes", "made_plain", "ranks", "reading", "input_shape", "latent_shape"}
     if not isinstance(entry, dict) or set(entry) != wanted:
         raise StorageError(f"{where}: does not say how to read its foreign model", "restore it from its source")
     if factory is None:
@@ -165,13 +167,15 @@ def _rebuilt(
         raise ModelError(f"factory: gave a {type(network).__name__}, expected an nn.Module")
     if entry["made_plain"]:
         make_plain(network)
+    set_attributes(network, attributes)
+    split_layers(network, checked_ranks(entry["ranks"], f"{where}: foreign"))
     expected = {
         k: v if v.dim() != tensors[k].dim() else tensors[k] for k, v in network.state_dict().items() if k in tensors
     }
     missing = {k: v for k, v in network.state_dict().items() if k not in tensors}
     check_state_dict(expected | missing, tensors, folder / WEIGHTS)
     refuse_non_finite(tensors, folder / WEIGHTS)
-    replace_tensors(network, tensors, attributes)
+    replace_tensors(network, tensors, {})
     shapes = [positive_sizes(entry[name], f"{where}: {name}") for name in ("input_shape", "latent_shape")]
     vae = AdaptedVAE(network, Reading.from_json(entry["reading"]), likelihood, shapes[0], shapes[1])
     vae.provenance = {name: entry[name] for name in ("factory", "arguments", "attributes", "made_plain")}

@@ -10,10 +10,10 @@ import torch
 
 from vaeprune.data import DataSets
 from vaeprune.recovery import recover
-from vaeprune.surgery.budget import Aim
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.scopes import Own, Planner, Progress
+from vaeprune.surgery.spending import Aim
 from vaeprune.verification import elbo_difference
 
 Step = Callable[[Any], None]
@@ -55,16 +55,16 @@ class Recovery:
 
 
 def deepest_within(
-    made: Planner, budget: float, aim: Aim, recovery: Recovery | None, progress: Progress | None
+    made: Planner, budget: float, aim: Aim, factorize: bool, recovery: Recovery | None, progress: Progress | None
 ) -> Plan | None:
     """The plan within `budget`; with recovery, the deepest tried whose recovered model is within it."""
-    plain = made.within(budget, aim, progress)
+    plain = made.within(budget, aim, factorize, progress)
     if recovery is None or not recovery.epochs or plain is None or plain.scope != "budget":
         return plain
     best, within, beyond = plain, budget, None
     price = budget * _DEEPER
     for _ in range(_TRIES):
-        deeper = made.within(price, aim, progress)
+        deeper = made.within(price, aim, factorize, progress)
         if deeper is None:
             break
         if recovery.loss(deeper) <= budget:

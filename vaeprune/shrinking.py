@@ -26,11 +26,11 @@ from vaeprune.posterior import VAE
 from vaeprune.recovering import Recovery, Step, deepest_within
 from vaeprune.shrunk_card import shrunk_card
 from vaeprune.storage import refuse_existing, write_json
-from vaeprune.surgery.budget import Aim
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.firing import Fired
 from vaeprune.surgery.plan import Left, Plan, Scope, write_plan
 from vaeprune.surgery.scopes import Own, planner, refuse_budget
+from vaeprune.surgery.spending import Aim
 from vaeprune.verification import verify
 
 EVIDENCE = "evidence.json"
@@ -43,6 +43,7 @@ class Wanted:
     scope: Scope = "network"
     budget: float | None = None
     aim: Aim = "size"
+    factorize: bool = False
     recover_epochs: int = 0
     fair: bool = False
     keep: Collection[int] = ()
@@ -54,6 +55,8 @@ class Wanted:
             raise UsageError(f"scope: got {self.scope!r}, expected 'latents' or 'network'")
         if self.scope == "latents" and self.budget is not None:
             raise UsageError("budget: pays for hidden channels, but the scope is 'latents'", "use the scope 'network'")
+        if self.factorize and self.budget is None:
+            raise UsageError("factorize: costs something, so it needs a budget", "give one in nats")
         if self.aim not in ("size", "latency"):
             raise UsageError(f"aim: got {self.aim!r}, expected 'size' or 'latency'")
         if self.recover_epochs < 0:
@@ -106,6 +109,7 @@ def shrink(
     scope: Scope = "network",
     budget: float | None = None,
     aim: Aim = "size",
+    factorize: bool = False,
     recover_epochs: int = 0,
     fair: bool = False,
     keep: Collection[int] = (),
@@ -123,13 +127,14 @@ def shrink(
     """Make `model` smaller and prove it; with `out`, write a model folder with ONNX files, plan and evidence.
 
     `scope`: "latents" alone, or "network": hidden channels, too, that are constant. `budget`: nats of ELBO per row that
-    further channels may cost; `aim` "size" spends them on weights, "latency" on FLOPs. `recover_epochs`: fine-tune for
-    so many epochs after the cut, with `fair` held against the original trained as long. `keep`, `remove`: latents,
+    further channels may cost; `aim` "size" spends them on weights, "latency" on FLOPs; `factorize`: layers may become
+    two of low rank, which changes their state-dict keys. `recover_epochs`: fine-tune for so many epochs after the cut,
+    with `fair` held against the original trained as long. `keep`, `remove`: latents,
     whatever their verdict. `replay` applies a given plan instead of making one. `dry_run` stops at the plan. Where
     nothing can go, nothing is written and `model` is None in the result. `model` itself stays as it is.
     Raises VerificationFailed, with nothing written, if a gate is not passed; PlanError, TraceError, DataError.
     """
-    wanted = Wanted(scope, budget, aim, recover_epochs, fair, keep, remove)
+    wanted = Wanted(scope, budget, aim, factorize, recover_epochs, fair, keep, remove)
     sets = as_data(data, int(replay.data.get("seed", 0)) if replay else 0)
     vae = as_vae(model, sets)
     if not isinstance(vae, (BuiltVAE, AdaptedVAE)):
@@ -181,7 +186,7 @@ def _planned(
     )
     plan = made.exact
     if wanted.budget is not None:
-        plan = deepest_within(made, wanted.budget, wanted.aim, recovery, progress)
+        plan = deepest_within(made, wanted.budget, wanted.aim, wanted.factorize, recovery, progress)
     left = plan.left if plan is not None and plan.left else made.left
     return Shrunk(analysis, plan, None, None, (0, 0), (0, 0), notes=tuple(made.notes), left=left, fired=made.fired)
 

@@ -46,4 +46,6 @@ def _removed(plan: Plan) -> str:
 def _recovered(epochs: int) -> str:
     if not epochs:
         return ""
-    return f"\nAfter the cut it was fine-tuned for {epochs} epochs, so its weights cannot be made from `plan.json` alone.\n"
+    return (
+        f"\nIt was fine-tuned for {epochs} epochs after the cut: its weights cannot be made from `plan.json` alone.\n"
+    )

@@ -57,13 +57,14 @@ def verify(
     if math.prod(a.input_shape) != math.prod(b.input_shape):
         raise ModelError(f"models: take rows of shape {a.input_shape} and {b.input_shape}, expected the same")
     kept = _kept_latents(a, b, plan)
+    in_double = _exact_in_double(a, plan, sets.verify, seed) if plan is not None and not fine_tuned else None
     with measuring(a, b):
         comparison = _Comparison(a, b, kept, None if fine_tuned else plan, seed)
         for batch in batches_for(a, sets.verify, 512):
             comparison.see(*batch)
         exact = None
         if plan is not None and not fine_tuned:
-            exact = Exact(*comparison.exact(), _exact_in_double(a, plan, sets.verify, seed))
+            exact = Exact(*comparison.exact(), in_double)
     found = onnx_errors(b, onnx, sets.verify) if onnx is not None else None
     mean_path, sampling = comparison.mean_path.result(), comparison.sampling()
     prior = comparison.prior.result() if kept is not None else None

@@ -12,6 +12,7 @@ import torch
 from vaeprune import load
 from vaeprune.data import tiles
 from vaeprune.storage import read_tensors
+from vaeprune.surgery.plan import FORMAT
 
 CONTRACT = {"out", "latent_size", "parameters", "removed_latents", "evidence"}
 EVIDENCE = {"passed", "n_samples", "exact", "mean_path", "sampling", "prior_samples", "onnx"}
@@ -48,7 +49,15 @@ def test_parameters_are_counted_in_the_files(shrinking, idle_model, shrunk):
         sum(t.numel() for t in read_tensors(f / "model.safetensors").values()) for f in (idle_model, shrunk)
     )
     assert shrinking.json["parameters"] == {"before": before, "after": after}
-    assert before - after == 2 * PER_LATENT
+    assert before - after == shrinking.json["parameters"]["before"] - shrinking.json["parameters"]["after"]
+    assert before - after > 2 * PER_LATENT  # hidden units that never fire went, too
+
+
+def test_latents_alone_cost_their_rows_and_columns(vaeprune, idle_model, rows):
+    words = ("shrink", idle_model, "--data", rows, "--scope", "latents", "--dry-run", "--json")
+    found = vaeprune(*words).json
+    assert found["parameters"]["before"] - found["parameters"]["after"] == 2 * PER_LATENT
+    assert (found["scope"], found["removed_channels"]) == ("latents", 0)
 
 
 def test_folder_holds_model_plan_evidence_and_onnx(shrinking, shrunk):
@@ -127,7 +136,7 @@ def test_shrinking_twice_finds_nothing_to_cut(vaeprune, shrunk, rows, desk):
 
 
 def test_nothing_to_cut_says_why(vaeprune, busy_model, rows, desk):
-    ran = vaeprune("shrink", busy_model, "--data", rows, "--out", "smaller")
+    ran = vaeprune("shrink", busy_model, "--data", rows, "--out", "smaller", "--scope", "latents")
     assert ran.code == 0
     assert "all 4 latents are active" in ran.out
     assert ran.out.splitlines()[-1] == "nothing to cut, so nothing was written"
@@ -135,7 +144,7 @@ def test_nothing_to_cut_says_why(vaeprune, busy_model, rows, desk):
 
 
 def test_collapsed_model_is_not_cut(vaeprune, collapsed_model, rows, desk):
-    ran = vaeprune("shrink", collapsed_model, "--data", rows, "--out", "smaller", "--json")
+    ran = vaeprune("shrink", collapsed_model, "--data", rows, "--out", "smaller", "--scope", "latents", "--json")
     assert ran.code == 0
     assert ran.json["out"] is None
     assert ran.json["advice"]["action"] == "retrain"
@@ -143,7 +152,8 @@ def test_collapsed_model_is_not_cut(vaeprune, collapsed_model, rows, desk):
 
 
 def test_keeping_all_idle_latents_leaves_nothing_to_cut_and_says_so(vaeprune, idle_model, rows, desk):
-    ran = vaeprune("shrink", idle_model, "--data", rows, "--out", "smaller", "--keep", "1,4", "--json")
+    ran = vaeprune("shrink", idle_model, "--data", rows, "--out", "smaller", "--keep", "1,4", "--scope", "latents",
+                   "--json")  # fmt: skip
     assert ran.code == 0
     assert ran.json["out"] is None
     assert list(desk.iterdir()) == []
@@ -151,7 +161,7 @@ def test_keeping_all_idle_latents_leaves_nothing_to_cut_and_says_so(vaeprune, id
 
 def test_model_trained_without_kl_is_not_cut(vaeprune, refused_model, rows, desk):
     """The advice is to refuse: variances say nothing about use there."""
-    ran = vaeprune("shrink", refused_model, "--data", rows, "--out", "smaller", "--json")
+    ran = vaeprune("shrink", refused_model, "--data", rows, "--out", "smaller", "--scope", "latents", "--json")
     assert ran.json["advice"]["action"] == "refuse"
     assert ran.json["out"] is None
     assert list(desk.iterdir()) == []
@@ -220,11 +230,11 @@ def test_gates_of_zero_let_nothing_pass(vaeprune, idle_model, rows, desk):
 
 def test_dry_run_prints_the_slices_and_writes_nothing(vaeprune, idle_model, rows, tmp_path, contents_of):
     before = contents_of(tmp_path)
-    ran = vaeprune("shrink", idle_model, "--data", rows, "--dry-run")
+    ran = vaeprune("shrink", idle_model, "--data", rows, "--scope", "latents", "--dry-run")
     assert (ran.code, ran.err) == (0, "")
     plan = ran.out.partition("\nplan: remove latents 1, 4\n")[2].splitlines()
     assert sorted(plan[:-1]) == [
-        "    decoder.0.bias: takes over the removed latents' constants",
+        "    decoder.0.bias: takes over constants of what is removed",
         "    decoder.0.weight: axis 1, 6 to 4",
         "    logvar_head.bias: axis 0, 6 to 4",
         "    logvar_head.weight: axis 0, 6 to 4",
@@ -240,7 +250,7 @@ def test_dry_run_in_json_holds_the_plan_and_no_evidence(vaeprune, idle_model, ro
     assert found.keys() >= CONTRACT
     assert (found["out"], found["evidence"]) == (None, None)
     assert found["removed_latents"] == [1, 4]
-    assert found["parameters"]["before"] - found["parameters"]["after"] == 2 * PER_LATENT
+    assert found["parameters"]["before"] - found["parameters"]["after"] > 2 * PER_LATENT
     assert found["plan"] == json.loads((shrunk / "plan.json").read_text())
     assert list(desk.iterdir()) == []
 
@@ -279,7 +289,7 @@ def test_plan_of_other_weights_is_refused(other_idle_model, rows, shrunk, refuse
 
 
 def test_plan_with_keep_or_remove_is_refused(idle_model, rows, shrunk, refused):
-    told = "--plan: a given plan is applied as it is; leave out --keep and --remove"
+    told = "--plan: a given plan is applied as it is; leave out --scope, --budget, --keep and --remove"
     refused("shrink", idle_model, "--data", rows, "--out", "small", "--plan", shrunk, "--keep", 1, told=[told])
 
 
@@ -290,12 +300,12 @@ def damage(plan: Path, **entries: object) -> None:
 @pytest.mark.parametrize(
     ("entries", "told"),
     [
-        ({"format": 2}, "is not a plan of format 1"),
+        ({"format": FORMAT + 1}, f"is not a plan of format {FORMAT}"),
         ({"kept_latents": [0]}, "kept_latents contradicts its removals"),
         ({"removals": [{"latent": 9, "constant": 0.0, "verdict": "", "evidence": ""}]}, "removes latents [9] of 6"),
         ({"removals": 3}, "is not a complete plan"),
         ({"slices": [{"key": "mean_head.weight", "axis": 0, "size": 6, "kept": [5, 0]}]}, "is not a complete plan"),
-        ({"bias_changes": []}, "its bias changes are not those in plan.safetensors"),
+        ({"numbers": []}, "its numbers are not those in plan.safetensors"),
         ({"data": {"seed": "five"}}, "plan.json"),
         ({"attributes": {"mean_head.forward": 4}}, "mean_head.forward: is not an integer of DenseVAE"),
         ({"attributes": {"nowhere.out_features": 4}}, "nowhere"),

@@ -290,7 +290,7 @@ def test_a_slice_that_does_not_fit_is_refused(vae: DenseVAE, made: Plan, part: S
 def test_a_bias_change_that_does_not_fit_is_refused(vae: DenseVAE, made: Plan, key: str) -> None:
     with pytest.raises(PlanError) as error:
         cut(vae, dataclasses.replace(made, bias_changes={key: torch.zeros(3, dtype=torch.float64)}))
-    assert str(error.value) == f"plan: changes {key} by (3,), the weights have no such vector"
+    assert str(error.value) == f"plan: changes {key} by (3,), the weights have no such tensor"
 
 
 @pytest.mark.parametrize("path", ["training", "likelihood", "output.in_feature", "output.bias", "nowhere.in_features"])

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from planted import dense, planned
 from vaeprune.errors import PlanError, StorageError
-from vaeprune.surgery.plan import Plan, Removal, Slice, read_plan, write_plan
+from vaeprune.surgery.plan import ChannelRemoval, Left, Plan, Removal, Slice, read_plan, write_plan
 
 PLAN = Plan(
     weights_sha256="ab" * 32,
@@ -20,17 +20,28 @@ PLAN = Plan(
     attributes={"mean.out_features": 2},
     data={"name": "array", "seed": 7},
     bias_changes={"decoder.0.bias": torch.tensor([1 / 3, -1e-300, 1e300], dtype=torch.float64)},
+    channels=(
+        ChannelRemoval("decoder.0.weight", 0, 5, "constant", "observed constant on 60 samples", 1 / 3),
+        ChannelRemoval("decoder.0.weight", 0, 6, "unread", "proved"),
+    ),
+    left=(Left("mean.weight", 4, "it is a latent"),),
+    held={("decoder.2.weight", 1): torch.tensor([float("nan"), 0.5], dtype=torch.float64)},
+    refits={"decoder.2.weight": torch.tensor([[1.0, -2.0]], dtype=torch.float64)},
 )
+NUMBERS = ["bias:decoder.0.bias", "held:1:decoder.2.weight", "refit:decoder.2.weight"]
 
 
 def assert_equal(found: Plan, expected: Plan) -> None:
     assert found.to_json() == expected.to_json()
     assert found.slices == expected.slices
     assert found.removals == expected.removals
-    assert found.bias_changes.keys() == expected.bias_changes.keys()
-    for key, change in expected.bias_changes.items():
-        assert found.bias_changes[key].dtype == torch.float64
-        assert torch.equal(found.bias_changes[key], change), key
+    assert (found.channels, found.left) == (expected.channels, expected.left)
+    numbers = found.numbers()
+    assert numbers.keys() == expected.numbers().keys()
+    for key, value in expected.numbers().items():
+        assert numbers[key].dtype == torch.float64
+        assert torch.equal(numbers[key].isnan(), value.isnan()), key
+        assert torch.equal(numbers[key].nan_to_num(), value.nan_to_num()), key
 
 
 def test_removed_and_kept_latents_part_all_latents_in_ascending_order() -> None:
@@ -54,7 +65,7 @@ def test_a_plan_made_for_a_network_survives_the_disk(tmp_path: Path) -> None:
 def test_plan_json_is_plain_and_complete(tmp_path: Path) -> None:
     write_plan(PLAN, tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text()) == {
-        "format": 1,
+        "format": 2,
         "weights_sha256": "ab" * 32,
         "scope": "latents",
         "latent_size": {"before": 4, "after": 2},
@@ -67,7 +78,26 @@ def test_plan_json_is_plain_and_complete(tmp_path: Path) -> None:
             {"key": "mean.weight", "axis": 0, "size": 4, "kept": [0, 2]},
             {"key": "decoder.0.weight", "axis": 1, "size": 4, "kept": [0, 2]},
         ],
-        "bias_changes": ["decoder.0.bias"],
+        "channels": [
+            {
+                "weight": "decoder.0.weight",
+                "axis": 0,
+                "channel": 5,
+                "kind": "constant",
+                "evidence": "observed constant on 60 samples",
+                "deviation": 1 / 3,
+            },
+            {
+                "weight": "decoder.0.weight",
+                "axis": 0,
+                "channel": 6,
+                "kind": "unread",
+                "evidence": "proved",
+                "deviation": None,
+            },
+        ],
+        "left": [{"weight": "mean.weight", "channels": 4, "reason": "it is a latent"}],
+        "numbers": NUMBERS,
         "attributes": {"mean.out_features": 2},
         "made_plain": [],
         "data": {"name": "array", "seed": 7},
@@ -104,12 +134,16 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
                 "kept_latents",
                 "removals",
                 "slices",
-                "bias_changes",
+                "channels",
+                "left",
+                "numbers",
+                "made_plain",
                 "attributes",
                 "data",
             )
         ),
-        pytest.param(_set("format", to=2), id="a later format"),
+        pytest.param(_set("format", to=3), id="a later format"),
+        pytest.param(_set("format", to=1), id="an earlier format"),
         pytest.param(_set("weights_sha256", to=12), id="a number for the weights"),
         pytest.param(_set("scope", to=None), id="no scope"),
         pytest.param(_set("latent_size", to=4), id="a bare latent size"),
@@ -143,8 +177,20 @@ def _drop(key: str) -> Callable[[dict[str, Any]], None]:
         pytest.param(_set("attributes", to=["mean.out_features"]), id="a list of attributes"),
         pytest.param(_set("attributes", "mean.out_features", to="2"), id="text for an attribute"),
         pytest.param(_set("attributes", "mean.out_features", to=True), id="a boolean attribute"),
-        pytest.param(_set("bias_changes", to=[]), id="a bias change that is not announced"),
-        pytest.param(_set("bias_changes", to=["decoder.0.bias", "x"]), id="a bias change that is missing"),
+        pytest.param(_set("numbers", to=NUMBERS[1:]), id="a bias change that is not announced"),
+        pytest.param(_set("numbers", to=[*NUMBERS, "refit:x"]), id="a refit that is missing"),
+        pytest.param(_set("numbers", to=None), id="nothing announced"),
+        pytest.param(_set("channels", to={}), id="channels that are no list"),
+        pytest.param(_set("channels", 0, to=5), id="a channel that is no object"),
+        pytest.param(_set("channels", 0, "channel", to="5"), id="text for a channel"),
+        pytest.param(_set("channels", 0, "axis", to=True), id="a boolean axis of a channel"),
+        pytest.param(_set("channels", 0, "weight", to=None), id="a channel of no weight"),
+        pytest.param(_set("channels", 0, "kind", to=1), id="a number for a kind"),
+        pytest.param(_set("channels", 0, "evidence", to=None), id="no evidence"),
+        pytest.param(_set("channels", 0, "deviation", to="0"), id="text for a deviation"),
+        pytest.param(_set("left", to=None), id="nothing left"),
+        pytest.param(_set("left", 0, "channels", to="4"), id="text for a number of channels"),
+        pytest.param(_set("left", 0, "reason", to=0), id="a number for a reason"),
         pytest.param(_set("made_plain", to="mean"), id="text for what was made plain"),
         pytest.param(_set("made_plain", to=[1]), id="a number for what was made plain"),
         pytest.param(_set("data", to=[]), id="data that are no object"),
@@ -257,17 +303,17 @@ def test_a_plan_with_truncated_numbers_is_refused(tmp_path: Path) -> None:
 def test_numbers_that_are_no_finite_float64_vectors_are_refused(numbers: torch.Tensor, tmp_path: Path) -> None:
     write_plan(PLAN, tmp_path)
     path = tmp_path / "plan.safetensors"
-    save_file({"decoder.0.bias": numbers}, path)
+    save_file(PLAN.numbers() | {"bias:decoder.0.bias": numbers}, path)
     with pytest.raises(PlanError) as error:
         read_plan(tmp_path)
-    assert str(error.value) == f"{path}: decoder.0.bias are not finite float64 vectors"
+    assert str(error.value) == f"{path}: bias:decoder.0.bias are not finite float64 numbers of the expected shape"
 
 
 def test_numbers_of_another_plan_are_refused(tmp_path: Path) -> None:
     write_plan(PLAN, tmp_path)
-    save_file({"output.bias": torch.zeros(3, dtype=torch.float64)}, tmp_path / "plan.safetensors")
+    save_file({"bias:output.bias": torch.zeros(3, dtype=torch.float64)}, tmp_path / "plan.safetensors")
     with pytest.raises(PlanError) as error:
         read_plan(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / 'plan.json'}: its bias changes are not those in plan.safetensors; restore both from one source"
+        f"{tmp_path / 'plan.json'}: its numbers are not those in plan.safetensors; restore both from one source"
     )

@@ -276,12 +276,6 @@ class _Attends(nn.Module):
         pytest.param(_after(nn.LayerNorm(4), nn.Linear(4, 6)), "layer_norm", "decoder.0.weight", id="LayerNorm"),
         pytest.param(_map(nn.GroupNorm(1, 3), nn.Conv2d(3, 4, 1)), "group_norm", "decoder.0.weight", id="GroupNorm"),
         pytest.param(reading(lambda m, z: (m.w @ z.T).T), "matmul", "decoder.w", id="a weight on the left"),
-        pytest.param(
-            _after(_Unsqueeze(), nn.Conv1d(4, 6, 1, groups=2), nn.Flatten()),
-            "conv1d",
-            "decoder.1.weight",
-            id="a grouped convolution",
-        ),
         pytest.param(PlainVAE(_Pairs()), "bilinear", "decoder.pairs.weight", id="a product of two latents"),
         pytest.param(
             PlainVAE(_Attends()), "multi_head_attention_forward", "decoder.attention.in_proj_weight", id="attention"
@@ -295,3 +289,18 @@ def test_a_call_that_mixes_latents_is_refused_by_its_name_and_its_weights(vae: O
     assert f"latent 0 goes through {function}" in message
     assert key in message
     assert message.endswith("mixes channels or is not understood")
+
+
+def _grouped() -> OwnVAE:
+    return _after(_Unsqueeze(), nn.Conv1d(4, 6, 1, groups=2), nn.Flatten())
+
+
+def test_latents_of_one_group_of_a_convolution_are_not_taken_apart() -> None:
+    with pytest.raises(TraceError) as error:
+        planned(_grouped(), [0])
+    assert error.value.message.endswith("column 0 serves latents 0, 1 together, which cannot be taken apart")
+
+
+def test_all_latents_of_one_group_of_a_convolution_are_cut_with_it_or_refused() -> None:
+    cut_exactly_or_refused(_grouped(), [0, 1])
+    cut_exactly_or_refused(_grouped(), [2, 3])

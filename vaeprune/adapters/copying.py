@@ -64,6 +64,12 @@ def replace_tensors(network: nn.Module, tensors: Mapping[str, Tensor], attribute
         for key in keys:
             owner, _, name = key.rpartition(".")
             setattr(network.get_submodule(owner), name, replacement)
+    set_attributes(network, attributes)
+    network.load_state_dict(dict(tensors))
+
+
+def set_attributes(network: nn.Module, attributes: Mapping[str, int]) -> None:
+    """Set integers that modules note about themselves, in place. Raises ModelError where there is none."""
     for path, size in attributes.items():
         owner, _, name = path.rpartition(".")
         try:
@@ -73,7 +79,6 @@ def replace_tensors(network: nn.Module, tensors: Mapping[str, Tensor], attribute
         if type(getattr(module, name, None)) is not int:
             raise ModelError(f"{path}: is not an integer of {type(network).__name__}, but the plan sets it")
         setattr(module, name, size)
-    network.load_state_dict(dict(tensors))
 
 
 def aliases(network: nn.Module) -> list[tuple[Tensor, tuple[str, ...]]]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from vaeprune.architectures.low_rank import ranks_of
 from vaeprune.errors import ModelError
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
@@ -49,7 +50,12 @@ class BuiltVAE(nn.Module):
         return self
 
     def architecture(self) -> dict[str, Any]:
-        """The config entry that builds this module: name, shapes and widths."""
+        """The config entry that builds this module: name, shapes and widths, and ranks of layers that are pairs."""
+        ranks = ranks_of(self)
+        return self.widths() | ({"ranks": ranks} if ranks else {})
+
+    def widths(self) -> dict[str, Any]:
+        """The config entry without ranks."""
         raise NotImplementedError
 
     def encode(self, x: Tensor, *condition: Tensor) -> Posterior:

@@ -9,6 +9,7 @@ from typing import Any
 from vaeprune.architectures.base import BuiltVAE
 from vaeprune.architectures.convolutional import ConvolutionalVAE
 from vaeprune.architectures.dense import DenseVAE
+from vaeprune.architectures.low_rank import checked_ranks, split_layers
 from vaeprune.errors import ModelError
 from vaeprune.likelihood import Likelihood
 
@@ -35,5 +36,11 @@ def architecture_from_json(entry: object) -> tuple[type[BuiltVAE], dict[str, Any
 
 def build(architecture: object, likelihood: Likelihood) -> BuiltVAE:
     """Build the VAE a config entry describes; its weights are whatever the layers start with."""
+    ranks: dict[str, int] = {}
+    if isinstance(architecture, Mapping) and "ranks" in architecture:
+        ranks = checked_ranks(architecture["ranks"], "architecture")
+        architecture = {key: value for key, value in architecture.items() if key != "ranks"}
     built, arguments = architecture_from_json(architecture)
-    return built(**arguments, likelihood=likelihood)
+    vae = built(**arguments, likelihood=likelihood)
+    split_layers(vae, ranks)
+    return vae

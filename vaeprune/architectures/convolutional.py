@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaeprune.architectures.base import BuiltVAE, positive_sizes
+from vaeprune.architectures.low_rank import LowRank
 from vaeprune.errors import ModelError
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
@@ -109,13 +110,13 @@ class ConvolutionalVAE(BuiltVAE):
         """Number of latents D."""
         return self.mean_head.out_channels
 
-    def architecture(self) -> dict[str, Any]:
+    def widths(self) -> dict[str, Any]:
         """The config entry that builds this module."""
-        transposed = [m.out_channels for m in self.decoder if isinstance(m, nn.ConvTranspose2d)]
+        transposed = [m.out_channels for m in self.decoder if isinstance(m, (nn.ConvTranspose2d, LowRank))]
         return {
             "name": self.name,
             "input_shape": list(self.input_shape),
-            "encoder_channels": [m.out_channels for m in self.encoder if isinstance(m, nn.Conv2d)],
+            "encoder_channels": [m.out_channels for m in self.encoder if isinstance(m, (nn.Conv2d, LowRank))],
             "decoder_channels": transposed[:-1],
             "latent_size": self.latent_size,
         }

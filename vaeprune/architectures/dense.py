@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vaeprune.architectures.base import BuiltVAE, positive_sizes
+from vaeprune.architectures.low_rank import LowRank
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
 
@@ -50,13 +51,13 @@ class DenseVAE(BuiltVAE):
         """Number of latents D."""
         return self.mean_head.out_features
 
-    def architecture(self) -> dict[str, Any]:
+    def widths(self) -> dict[str, Any]:
         """The config entry that builds this module."""
         return {
             "name": self.name,
             "input_shape": list(self.input_shape),
-            "encoder_widths": [m.out_features for m in self.encoder if isinstance(m, nn.Linear)],
-            "decoder_widths": [m.out_features for m in self.decoder if isinstance(m, nn.Linear)],
+            "encoder_widths": [m.out_features for m in self.encoder if isinstance(m, (nn.Linear, LowRank))],
+            "decoder_widths": [m.out_features for m in self.decoder if isinstance(m, (nn.Linear, LowRank))],
             "latent_size": self.latent_size,
         }
 

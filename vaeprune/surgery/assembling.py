@@ -94,8 +94,6 @@ class Assembler:
 
         A model's own integers that equal a width of the layer are set if it runs only so; later plans do as well.
         """
-        if len(layer) < 2:
-            return "it has only one channel"
         made = self.plan([Chosen(layer[0], "cheap", "tried")], "network")
         return self.fits(made) and self._try_own_sizes(made)
 

@@ -3,8 +3,8 @@
 Every weight's output channels are disturbed and it is seen which input channels of which weights they reach, as in
 `trace`. Channel by channel that would take thousands of runs, so each channel has a binary number, and one run disturbs
 all whose bit b is v: an input channel that is reached in exactly the runs of one number is reached by that channel
-alone. Where several reach it, every number compatible with the runs counts, which may be too many but never too few.
-Weights that share no reader are disturbed in the same runs.
+alone. Where several reach it, more numbers may be compatible with the runs than do reach it; those channels are then
+disturbed one by one. Weights that share no reader are disturbed in the same runs.
 """
 
 from __future__ import annotations
@@ -180,10 +180,37 @@ class _Side:
             for port, rows in self._ports(marks, len(chosen)).items():
                 known = found.setdefault(port, torch.zeros(len(patterns), rows.shape[1], dtype=torch.bool))
                 known[start : start + step] |= rows
-        for port, rows in found.items():
-            for call in calls:
-                if port in reached[call]:
-                    self._tie(union, call, port, _compatible(rows, self.widths[call]))
+        for call in calls:
+            reaches = {p: _compatible(rows, self.widths[call]) for p, rows in found.items() if p in reached[call]}
+            self._ask_singly(union, call, reaches)
+            for port, pairs in reaches.items():
+                self._tie(union, call, port, pairs)
+
+    def _ask_singly(self, union: _Union, call: int, reaches: Mapping[_Port, Tensor]) -> None:
+        """Where several numbers fit what reached a port's channel, disturb those channels one by one.
+
+        Channels that have to stay anyway are not asked. `reaches` (channels of the call, channels of the port) each.
+        """
+        held = torch.zeros(self.widths[call], dtype=torch.bool)
+        unsure = held.clone()
+        for (kind, _), pairs in reaches.items():
+            if kind == "hold":
+                held |= pairs.any(1)
+            else:
+                unsure |= pairs[:, pairs.sum(0) > 1].any(1)
+        asked = torch.nonzero(unsure & ~held).flatten()
+        step = rows_at_once(self.before)
+        for start in range(0, len(asked), step):
+            chosen = asked[start : start + step]
+            marks = torch.zeros(len(chosen), self.widths[call], dtype=torch.bool)
+            marks[torch.arange(len(chosen)), chosen] = True
+            arrived = self._ports({call: marks}, len(chosen))
+            for port, pairs in reaches.items():
+                if port[0] != "hold":
+                    pairs[chosen] &= arrived.get(port, torch.zeros(1, 1, dtype=torch.bool))
+            for (kind, why), rows in arrived.items():
+                if kind == "hold":
+                    self._hold(union, call, chosen[rows.any(1)].tolist(), why)
 
     def _tie(self, union: _Union, call: int, port: _Port, reaches: Tensor) -> None:
         """`reaches` (channels of the call, channels of the port)."""
@@ -324,7 +351,7 @@ def _groups(subject: Subject, union: _Union, sites: Mapping[Side, tuple[Site, ..
         entries = {axis: tuple(sorted(found)) for axis, found in parts["entry"].items()}
         for (key, axis), gone in entries.items():
             if obstacle is None and len(gone) == subject.weight(key).shape[axis]:
-                obstacle = f"all channels of {key} hang together"
+                obstacle = f"all channels of {key} hang together" if len(gone) > 1 else f"{key} has only one channel"
         reads, writes = ({c: tuple(sorted(i)) for c, i in parts[kind].items()} for kind in ("read", "write"))
         yield Group(entries, reads, writes, obstacle)
 

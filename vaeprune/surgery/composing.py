@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vaeprune.errors import PlanError
-from vaeprune.surgery.plan import Plan, Slice
+from vaeprune.surgery.plan import SCOPES, Plan, Slice
 
 
 def composed(first: Plan, second: Plan) -> Plan:
@@ -38,9 +38,11 @@ def composed(first: Plan, second: Plan) -> Plan:
         spread = _spread(values, kept.get(where), sizes.get(where), float("nan"))
         held[where] = torch.where(held[where].isnan(), spread, held[where]) if where in held else spread
     channels = tuple(replace(c, channel=original(c.weight, c.axis, c.channel)) for c in second.channels)
+    removals = tuple(replace(r, latent=first.kept_latents[r.latent]) for r in second.removals)
     return replace(
         first,
-        scope=second.scope,
+        scope=max(first.scope, second.scope, key=SCOPES.index),
+        removals=(*first.removals, *removals),
         slices=tuple(slices.values()),
         attributes={**first.attributes, **second.attributes},
         data={**first.data, **second.data},
@@ -49,6 +51,7 @@ def composed(first: Plan, second: Plan) -> Plan:
         left=(*first.left, *(entry for entry in second.left if entry not in first.left)),
         held=held,
         refits=dict(second.refits),
+        factors=dict(second.factors),
     )
 
 

@@ -34,7 +34,8 @@ class Moments:
 
     `gram` (M, M) and `total` (M,): sums over `count` places of x xᵀ and x, float64; None where M is too large.
     `fisher` (O, O): sum over all places of a row of g gᵀ, mean over rows, float64. `squares` (n, O): g² at the chosen
-    places. `places`: how many places the result has; `taps`: of the kernel.
+    places. `places`: how many places the result has; `taps`: of the kernel. `by_taps`: whether M counts each channel
+    under each tap; where that would be too many, M counts channels, seen at places of the operand.
     """
 
     places: int
@@ -42,6 +43,7 @@ class Moments:
     fisher: Tensor
     gram: Tensor | None
     total: Tensor
+    by_taps: bool = True
     count: int = 0
     squares: list[Tensor] = field(default_factory=list)
 
@@ -184,17 +186,28 @@ class _Gradients(Watcher):
         self._at[call] = (site, chosen)
         with torch.no_grad():
             taps = run.argument(site.weight)[0, 0].numel() if site.spatial else 1
-            size = run.operand.shape[site.operand_dim] * taps
+            channels = run.operand.shape[site.operand_dim]
+            by_taps = channels * taps <= MOST_FEATURES
+            size = channels * taps if by_taps else channels
             moments = self._found.get((self._side, call))
             if moments is None:
                 outputs = result.shape[site.result_dim]
                 zeros = torch.zeros(outputs, outputs, dtype=torch.float64)
                 matrix = None if size > MOST_FEATURES else torch.zeros(size, size, dtype=torch.float64)
-                moments = Moments(places, taps, zeros, matrix, torch.zeros(size, dtype=torch.float64))
+                total = torch.zeros(size, dtype=torch.float64)
+                moments = Moments(places, taps, zeros, matrix, total, by_taps)
                 self._found[self._side, call] = moments
             if moments.gram is None:
                 return
-            x = features(run, run.operand.detach(), _part(chosen, self._start, self.rows)).double().cpu()
+            operand = run.operand.detach()
+            if by_taps:
+                x = features(run, operand, _part(chosen, self._start, self.rows))
+            else:
+                seen = operand.numel() // (len(operand) * channels)
+                x = Places.of(self.rows, seen, _MOST_PLACES * self.rows // self._all_rows, call).take(
+                    operand, site.operand_dim
+                )
+            x = x.double().cpu()
             moments.gram += x.T @ x
             moments.total += x.sum(0)
             moments.count += len(x)

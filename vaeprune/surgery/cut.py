@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vaeprune.adapters import AdaptedVAE
 from vaeprune.adapters.adapted import unwrapped
 from vaeprune.adapters.copying import copied, make_plain, replace_tensors
+from vaeprune.architectures.low_rank import split_layers
 from vaeprune.errors import ModelError, PlanError
 from vaeprune.storage import weights_sha256
 from vaeprune.surgery.plan import Plan
@@ -35,6 +36,7 @@ def cut_any_weights(model: M, plan: Plan) -> M:
         make_plain(network)
     try:
         replace_tensors(network, apply(network.state_dict(), plan), plan.attributes)
+        _split(network, plan)
     except ModelError as error:
         raise PlanError(error.message, error.hint) from error
     if isinstance(model, AdaptedVAE):
@@ -52,7 +54,24 @@ def cut_state_dict(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]
         raise PlanError(
             f"plan: makes the weights of {', '.join(plan.made_plain)} plain", "apply it to the module with cut"
         )
+    if plan.factors:
+        raise PlanError(f"plan: makes {', '.join(plan.factors)} two layers each", "apply it to the module with cut")
     return apply(state, plan)
+
+
+def _split(network: nn.Module, plan: Plan) -> None:
+    """Make the layers in `factors` pairs, in place; the bias goes to the second."""
+    for path, (down, up) in plan.factors.items():
+        bias = network.get_submodule(path).bias
+        split_layers(network, {path: up.shape[1]})
+        pair = cast(nn.Sequential, network.get_submodule(path))
+        for layer, value in zip(pair, (down, up), strict=True):
+            weight = cast(nn.Parameter, layer.weight)
+            if weight.shape != value.shape:
+                raise PlanError(f"plan: splits {path} by {tuple(value.shape)}, the layer takes {tuple(weight.shape)}")
+            layer.weight = nn.Parameter(value.to(weight), weight.requires_grad)
+        if bias is not None:
+            pair[1].bias = bias
 
 
 def refuse_other_weights(state: Mapping[str, Tensor], plan: Plan) -> None:

@@ -133,7 +133,7 @@ def _columns(hidden: Hidden, call: Call, columns: Sequence[int]) -> Tensor:
 def _sparing(
     hidden: Hidden, wanted: Sequence[Chosen], chosen: Sequence[Chosen] = ()
 ) -> tuple[list[Chosen], list[Chosen]]:
-    """Those of `wanted` that can go besides `chosen` so that no tensor loses all its channels, and those that cannot."""
+    """Those of `wanted` that can go besides `chosen` without any tensor losing all its channels, and the others."""
     staying = _staying(hidden, [*chosen, *wanted])
     going: list[Chosen] = []
     spared: list[Chosen] = []

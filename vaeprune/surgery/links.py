@@ -17,7 +17,7 @@ from vaeprune.surgery.channels import Call, Channels, Group, Side
 from vaeprune.surgery.curvature import Moments
 from vaeprune.surgery.elimination import Order
 from vaeprune.surgery.probe import Run, Subject, Watcher
-from vaeprune.surgery.regression import as_matrix
+from vaeprune.surgery.regression import as_matrix, roots
 from vaeprune.surgery.sites import Site
 
 _ROUNDING = 1e-9
@@ -71,19 +71,12 @@ def best_basis(
         written = written + torch.outer(mean, mean)  # no bias takes the mean over, so it has to go through
     order = [group.writes[writer][0] for group in layer]
     written, fisher = (matrix[order][:, order] for matrix in (written, seen.fisher))
-    root, inverse = _root(written)
-    _, values, right = torch.linalg.svd(_root(fisher)[0] @ root)
+    root, inverse = roots(written)
+    _, values, right = torch.linalg.svd(roots(fisher)[0] @ root)
     costs = 0.5 * values.square().flip(0).cumsum(0)
     size = len(layer)
     falling = Order(tuple(range(size - 1, 0, -1)), tuple(costs[: size - 1].tolist()))
     return Basis(writer, tuple(order), right @ inverse, falling)
-
-
-def _root(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root of a positive semidefinite matrix, and its inverse with a little added where it is singular."""
-    values, vectors = torch.linalg.eigh(matrix)
-    values = values.clamp_min(1e-9 * float(values.max().clamp_min(1e-30)))
-    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
 
 
 def _commutes(subject: Subject, writer: Call, layer: Sequence[Group], reads: set[Call]) -> bool:

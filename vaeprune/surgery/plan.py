@@ -16,6 +16,7 @@ from vaeprune.storage import read_json, read_tensors, write_json, write_tensors
 
 FORMAT = 2
 PLAN, NUMBERS = "plan.json", "plan.safetensors"
+_PAIR = ("down", "up")
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class Plan:
     `attributes`: integers to set on modules ("decoder.0.in_features"). `data`: the split behind it, with its seed.
     `made_plain`: modules whose weights are computed (weight norm and the like); all such become plain weights first.
     `channels`: hidden channels that go, one by one; `left`: those that stay, and why.
+    `factors`: layers, by path, that become two of low rank in the end: the weights of both, in their layout, float64.
     """
 
     weights_sha256: str
@@ -97,6 +99,7 @@ class Plan:
     left: tuple[Left, ...] = ()
     held: Mapping[tuple[str, int], Tensor] = field(default_factory=dict)
     refits: Mapping[str, Tensor] = field(default_factory=dict)
+    factors: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def removed_latents(self) -> list[int]:
@@ -115,6 +118,11 @@ class Plan:
             **{f"bias:{key}": change for key, change in self.bias_changes.items()},
             **{f"held:{axis}:{key}": values for (key, axis), values in self.held.items()},
             **{f"refit:{key}": change for key, change in self.refits.items()},
+            **{
+                f"{name}:{path}": part
+                for path, pair in self.factors.items()
+                for name, part in zip(_PAIR, pair, strict=True)
+            },
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -155,6 +163,11 @@ class Plan:
                 left=tuple(_left(c) for c in _checked(entry["left"], list)),
                 held=dict(_held(name, value) for name, value in numbers.items() if name.startswith("held:")),
                 refits={name[6:]: value for name, value in numbers.items() if name.startswith("refit:")},
+                factors={
+                    name[5:]: (value, numbers[f"up:{name[5:]}"])
+                    for name, value in numbers.items()
+                    if name.startswith("down:")
+                },
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error
@@ -196,7 +209,7 @@ def read_plan(path: Path) -> Plan:
 
 
 def _sound(name: str, value: Tensor) -> bool:
-    if value.dtype != torch.float64 or (not name.startswith("refit:") and value.dim() != 1):
+    if value.dtype != torch.float64 or (name.startswith(("bias:", "held:")) and value.dim() != 1):
         return False
     return not bool(torch.isinf(value).any() if name.startswith("held:") else not torch.isfinite(value).all())
 
@@ -209,6 +222,8 @@ def _scope(value: Any) -> Scope:
 
 def _held(name: str, value: Tensor) -> tuple[tuple[str, int], Tensor]:
     axis, _, key = name[5:].partition(":")
+    if not axis.isdecimal():
+        raise ValueError(f"{name!r:.60} names no axis")
     return (key, int(axis)), value
 
 

@@ -23,6 +23,7 @@ from vaeprune.surgery.regression import (
     Places,
     as_matrix,
     as_weight,
+    best_rows,
     columns_of,
     features,
     least_squares,
@@ -60,12 +61,13 @@ class Removed:
     """Channels that go: per tensor axis, the indices.
 
     `shared`: weights that may not be fitted because several calls use them. `mixed`: calls that write combinations of
-    their channels from now on.
+    their channels from now on. `ranks`: weights that become products of two of this rank.
     """
 
     of: Mapping[tuple[str, int], frozenset[int]]
     shared: frozenset[str] = frozenset()
     mixed: Mapping[Call, Mixture] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def inputs(self, site: Site) -> frozenset[int]:
         """Input channels of a weight that go."""
@@ -78,11 +80,15 @@ class Removed:
 
 @dataclass
 class Refit:
-    """New weights and biases at full size, float32 or as the model's, by state-dict key; `skipped`: not fitted, why."""
+    """New weights and biases at full size, in the model's type, by state-dict key; `skipped`: not fitted, why.
+
+    `factors`: up (O, r) and down (r, C, T) of weights that are products, at full size.
+    """
 
     weights: dict[str, Tensor] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
 
 def refit(
@@ -121,10 +127,14 @@ class _Fitting(Watcher):
         original = run(operand=before)
         gone = self._removed.inputs(site)
         mixture = self._removed.mixed.get((self._side, call))
-        if not gone and mixture is None and torch.equal(before, after):
+        same = not gone and site.key not in self._removed.ranks and torch.equal(before, after)
+        if same and mixture is None:
             return torch.cat([original, original])
         weight, bias = self._fitted(call, site, run, before, after, original, gone)
         if mixture is not None:
+            if site.key in self._found.factors:
+                up, down = self._found.factors[site.key]
+                self._found.factors[site.key] = mixture.of(up), down
             weight = mixture.of(weight.movedim(site.output_axis, 0)).movedim(0, site.output_axis)
             bias = bias if bias is None else mixture.of(bias)
         self._found.weights[site.key] = weight
@@ -146,7 +156,7 @@ class _Fitting(Watcher):
         fitted = torch.zeros_like(matrix)
         fitted[:, inputs] = matrix[:, inputs]
         solved = None
-        if not gone and torch.equal(before, after):
+        if not gone and site.key not in self._removed.ranks and torch.equal(before, after):
             return whole, bias
         if site.key in self._removed.shared or site.bias_unknown:
             self._found.skipped[site.key] = "it is used several times, or its bias is computed"
@@ -188,6 +198,19 @@ class _Fitting(Watcher):
         if with_bias:
             x = with_ones(x)
         solved = weighted_least_squares(x, y, counts, self._iterations)
+        rank = self._removed.ranks.get(site.key)
+        if rank is not None:
+            fisher = moments.fisher[outputs][:, outputs]
+            plain = x[:, :-1] if with_bias else x
+            down = best_rows(solved[:, : plain.shape[1]], plain, fisher, rank, centred=with_bias)
+            low = plain @ down.T
+            up = weighted_least_squares(with_ones(low) if with_bias else low, y, counts, self._iterations)
+            whole = x.new_zeros(int(original.shape[site.result_dim]), rank)
+            whole[outputs] = up[:, :rank]
+            wide = x.new_zeros(rank, int(after.shape[site.operand_dim]), moments.taps)
+            wide[:, inputs] = down.reshape(rank, len(inputs), moments.taps)
+            self._found.factors[site.key] = whole, wide
+            solved = torch.cat([up[:, :rank] @ down, up[:, rank:]], 1)
         offset = solved[:, -1] if with_bias else None
         values = solved[:, :-1] if with_bias else solved
         return values.reshape(len(outputs), len(inputs), moments.taps), offset

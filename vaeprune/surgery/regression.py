@@ -16,6 +16,7 @@ from vaeprune.surgery.probe import Run
 from vaeprune.surgery.sites import Site
 
 MOST_FEATURES = 1600  # a Gram matrix of more is too large: 1600² float64 numbers are 20 MB, its inverse takes a second
+_SINGULAR = 1e-9  # of the largest eigenvalue
 _RIDGE = 1e-6  # of the mean square of the features
 _FLOOR = 0.05  # share of the mean weight that every row has, since curvature is known only near the original
 
@@ -115,3 +116,29 @@ def weighted_least_squares(x: Tensor, y: Tensor, weights: Tensor, iterations: in
 def columns_of(channels: Sequence[int], taps: int) -> list[int]:
     """The features that belong to input channels."""
     return [channel * taps + tap for channel in channels for tap in range(taps)]
+
+
+def best_rows(weight: Tensor, x: Tensor, fisher: Tensor, rank: int, centred: bool) -> Tensor:
+    """The `rank` combinations (rank, M) of features x (n, M) through which weight (O, M) loses least.
+
+    Least of ½ tr(F (W − UV) S (W − UV)ᵀ), by the singular values of F^½ W S^½; each is of unit size on the data.
+    """
+    x = x.double()
+    moments = gram(x - x.mean(0) if centred else x).cpu()
+    root, inverse = roots(moments)
+    _, _, right = torch.linalg.svd(roots(fisher)[0] @ weight.double().cpu() @ root, full_matrices=False)
+    rows: Tensor = right[:rank] @ inverse
+    return rows.to(weight)
+
+
+def rank_costs(weight: Tensor, covariance: Tensor, fisher: Tensor) -> Tensor:
+    """What keeping only r combinations costs, for r = 0, 1, ... (nats per row), float64."""
+    values = torch.linalg.svdvals(roots(fisher)[0] @ weight.double() @ roots(covariance)[0])
+    return torch.cat([0.5 * values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)])
+
+
+def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Square root of a positive semidefinite matrix, and its inverse with a little added where it is singular."""
+    values, vectors = torch.linalg.eigh(matrix)
+    values = values.clamp_min(_SINGULAR * float(values.max().clamp_min(1e-30)))
+    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T

@@ -11,13 +11,14 @@ from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets
 from vaeprune.errors import ModelError, TraceError, UsageError
 from vaeprune.surgery.assembling import Chosen
-from vaeprune.surgery.budget import Aim, Search
+from vaeprune.surgery.budget import Search
 from vaeprune.surgery.composing import composed
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.firing import Fired, fired
 from vaeprune.surgery.hidden import Hidden, constant_channels, examine, fitting_plan
 from vaeprune.surgery.plan import Left, Plan
 from vaeprune.surgery.planning import chosen_latents, plan
+from vaeprune.surgery.spending import Aim
 
 Progress = Callable[[str, int, "int | None"], None]
 Own = BuiltVAE | AdaptedVAE
@@ -40,13 +41,15 @@ class Planner:
     _hidden: Hidden | None = None
     _search: Search | None = None
 
-    def within(self, budget: float, aim: Aim = "size", progress: Progress | None = None) -> Plan | None:
+    def within(
+        self, budget: float, aim: Aim = "size", factorize: bool = False, progress: Progress | None = None
+    ) -> Plan | None:
         """The plan that takes out the most for up to `budget` nats per row; `exact` if nothing more fits into it."""
         if self._hidden is None:
             return self.exact
         if self._search is None:
-            self._search = Search(self._hidden, self.sets, aim, progress)
-        spent = self._search.result(budget)
+            self._search = Search(self._hidden, self.sets, aim, factorize, progress)
+        spent = self._search.within(budget)
         self.notes += [note for note in spent.notes if note not in self.notes]
         if spent.plan is None:
             return self.exact
@@ -76,7 +79,7 @@ def planner(
         try:
             found.exact = plan(vae, analysis, sets, keep=keep, remove=remove)
         except TraceError as error:
-            if not hidden:
+            if not hidden or remove:  # what was asked for by number is not left out with a note
                 raise
             refused = error
             found.notes.append(f"latents stay: {error.message}")

@@ -1,0 +1,74 @@
+"""The five networks that are made smaller, each trained by the project's one setting, and the rows that judge them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vaeprune import load
+from vaeprune.adapters import AdaptedVAE
+from vaeprune.architectures import BuiltVAE
+from vaeprune.data import DataSets, MemoryRows
+from vaeprune.training.loop import Step
+from vaeprune.training_run import Recipe, run
+
+TRAINED_HERE = Path("out/benchmarks")
+_WIDE = (512, 256, 64, 32)  # of the paper's network for the tiles
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network of the table: where its folder is, and the recipe it is trained by where it is not there yet."""
+
+    key: str
+    title: str
+    recipe: Recipe
+    folder: Path
+
+    def model(self) -> BuiltVAE:
+        """The trained network."""
+        if not (self.folder / "config.json").is_file():
+            self._train()
+        model = load(self.folder)
+        assert isinstance(model, BuiltVAE)
+        return model
+
+    def _train(self) -> None:
+        print(f"training {self.title} into {self.folder}: {self.recipe.epochs} epochs", flush=True)
+
+        def on_step(step: Step) -> None:
+            if step.batch == step.batches and step.epoch % 10 == 0:
+                print(f"  epoch {step.epoch}: {step.loss:.2f} nats", flush=True)
+
+        # kept beside the network until it is whole, so that an interrupted training is never taken for a trained one
+        unfinished = self.folder.with_name(self.folder.name + "-unfinished")
+        run(self.recipe, unfinished, keep_state=False, force=True, on_step=on_step)
+        unfinished.rename(self.folder)
+
+
+NETWORKS = (
+    Network(
+        "mnist-torch",
+        "dense MNIST, PyTorch start",
+        Recipe("mnist", initialisation="torch"),
+        TRAINED_HERE / "mnist-torch",
+    ),
+    Network("mnist-glorot", "dense MNIST, Glorot start", Recipe("mnist"), Path("models/mnist-dense")),
+    Network("tiles-dense", "dense tiles", Recipe("tiles", hidden=_WIDE), Path("models/tiles-dense")),
+    Network("mnist-conv", "conv MNIST", Recipe("mnist", architecture="convolutional"), TRAINED_HERE / "mnist-conv"),
+    Network("tiles-conv", "conv tiles", Recipe("tiles", architecture="convolutional"), TRAINED_HERE / "tiles-conv"),
+)
+
+
+def held_out(sets: DataSets) -> MemoryRows:
+    """All rows no weight was trained on: of a named set, its whole test split."""
+    parts = zip(sets.select.tensors, sets.verify.tensors, strict=True)
+    span = sets.select.scaled_to or (0.0, 1.0)
+    return MemoryRows(f"{sets.name}, held out", *(torch.cat(pair) for pair in parts), span=span)
+
+
+def weights(model: BuiltVAE | AdaptedVAE) -> int:
+    """All numbers in float tensors of the state dict, as `vaeprune.shrink` counts them."""
+    return sum(tensor.numel() for tensor in model.network.state_dict().values() if tensor.is_floating_point())

@@ -1,0 +1,226 @@
+"""Weights as matrices, what convolutions read at each place, and fits, against direct computation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vaeprune.posterior import Posterior
+from vaeprune.surgery.probe import Run, Subject, Watcher
+from vaeprune.surgery.regression import (
+    Places,
+    as_matrix,
+    as_weight,
+    columns_of,
+    features,
+    gram,
+    least_squares,
+    weighted_least_squares,
+    with_ones,
+)
+from vaeprune.surgery.sites import Site
+from planted import OwnVAE, randomise
+
+
+class OneLayer(OwnVAE):
+    """decode is one call on a weight."""
+
+    def __init__(self, layer: nn.Module, shape: tuple[int, ...], call: Callable[..., Tensor] | None = None) -> None:
+        super().__init__()
+        self.layer, self._shape, self._call = layer, shape, call
+        randomise(self, 0)
+        self.double().eval()
+
+    @property
+    def latent_size(self) -> int:
+        return self._shape[0]
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+        return Posterior(x, x)
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        return self._call(self.layer, z) if self._call else self.layer(z)
+
+
+class Catch(Watcher):
+    """Keeps the one call, its operand and its result."""
+
+    def compute(self, call: int, site: Site, run: Run) -> Tensor:
+        self.site, self.run = site, run
+        self.result = run()
+        return self.result
+
+
+def caught(vae: OneLayer, rows: int = 4) -> tuple[Catch, Subject]:
+    shape = vae.latent_shape
+    z = torch.randn(rows, *shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    subject = Subject(vae, (torch.zeros(1, *shape),))
+    watch = Catch()
+    subject.run(lambda copy: copy.decode_parameters(z), watch)
+    return watch, subject
+
+
+def positional(layer: nn.Module, z: Tensor) -> Tensor:
+    return F.conv2d(z, layer.weight, layer.bias, (2, 1), (1, 0), (1, 2))
+
+
+def by_name(layer: nn.Module, z: Tensor) -> Tensor:
+    return F.conv_transpose2d(weight=layer.weight, input=z, bias=layer.bias, output_padding=(1, 0), stride=(2, 1))
+
+
+CASES: dict[str, tuple[nn.Module, tuple[int, ...], Any]] = {
+    "linear": (nn.Linear(5, 3), (5,), None),
+    "linear on maps": (nn.Linear(5, 3), (4, 5), None),
+    "no bias": (nn.Linear(5, 3, bias=False), (5,), None),
+    "conv1d": (nn.Conv1d(3, 4, 3), (3, 9), None),
+    "conv1d strided, padded, dilated": (nn.Conv1d(3, 4, 3, stride=2, padding=2, dilation=2), (3, 9), None),
+    "conv1d same": (nn.Conv1d(3, 4, 5, padding="same"), (3, 9), None),
+    "conv2d": (nn.Conv2d(2, 3, 3), (2, 5, 6), None),
+    "conv2d pointwise": (nn.Conv2d(2, 3, 1), (2, 5, 6), None),
+    "conv2d strided, padded": (nn.Conv2d(2, 3, (3, 2), stride=(2, 1), padding=(1, 0)), (2, 6, 5), None),
+    "conv2d dilated": (nn.Conv2d(2, 3, 3, dilation=2, padding=1), (2, 7, 6), None),
+    "conv2d same": (nn.Conv2d(2, 3, (3, 4), padding="same", dilation=(1, 2)), (2, 7, 9), None),
+    "conv2d valid": (nn.Conv2d(2, 3, 3, padding="valid"), (2, 5, 5), None),
+    "conv2d called with everything in place": (nn.Conv2d(2, 3, 3), (2, 7, 7), positional),
+    "conv3d": (nn.Conv3d(2, 3, 2, padding=1), (2, 3, 4, 3), None),
+    "transposed 1d": (nn.ConvTranspose1d(3, 4, 3, stride=2, padding=1, output_padding=1), (3, 6), None),
+    "transposed 2d": (nn.ConvTranspose2d(2, 3, 3), (2, 4, 5), None),
+    "transposed 2d strided": (nn.ConvTranspose2d(2, 3, 4, stride=2, padding=1), (2, 4, 3), None),
+    "transposed 2d, larger stride than kernel": (nn.ConvTranspose2d(2, 3, 2, stride=3), (2, 3, 3), None),
+    "transposed 2d dilated": (nn.ConvTranspose2d(2, 3, 3, stride=2, dilation=2, padding=2), (2, 4, 4), None),
+    "transposed 2d with output padding": (
+        nn.ConvTranspose2d(2, 3, 3, stride=(2, 3), padding=1, output_padding=(1, 2)), (2, 4, 3), None,
+    ),
+    "transposed 2d called by name": (nn.ConvTranspose2d(2, 3, 3), (2, 4, 3), by_name),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_features_times_the_matrix_are_the_layers_own_result(case: tuple[nn.Module, tuple[int, ...], Any]) -> None:
+    watch, subject = caught(OneLayer(*case))
+    site, run, result = watch.site, watch.run, watch.result
+    matrix = as_matrix(subject.weight(site.key), site).flatten(1)
+    bias = subject.weight(site.bias) if site.bias else 0.0
+    everywhere = result.numel() // (len(result) * result.shape[site.result_dim])
+    for places in (Places(None), Places.of(len(result), everywhere, 2 * len(result), 0)):
+        x = features(run, run.operand, places)
+        expected = places.take(result, site.result_dim)
+        assert x.shape == (len(expected), matrix.shape[1])
+        assert torch.allclose(x @ matrix.T + bias, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_as_weight_undoes_as_matrix(case: tuple[nn.Module, tuple[int, ...], Any]) -> None:
+    watch, subject = caught(OneLayer(*case))
+    weight = subject.weight(watch.site.key)
+    assert torch.equal(as_weight(as_matrix(weight, watch.site), watch.site, weight), weight)
+
+
+def test_columns_are_those_that_a_channel_has_under_each_tap() -> None:
+    assert columns_of([2, 0], 3) == [6, 7, 8, 0, 1, 2]
+    watch, subject = caught(OneLayer(nn.Conv1d(3, 2, 3), (3, 7)))
+    matrix = as_matrix(subject.weight("layer.weight"), watch.site)
+    assert torch.equal(matrix.flatten(1)[:, columns_of([1], 3)], matrix[:, 1])
+
+
+# ---- places
+
+
+def test_few_places_are_all_taken_once() -> None:
+    assert Places.of(10, 4, 40, 0).chosen is None
+
+
+def test_many_places_are_a_choice_that_a_chunk_of_the_rows_shares() -> None:
+    places = Places.of(6, 50, 18, 3)
+    assert places.chosen.shape == (6, 3)
+    assert int(places.chosen.max()) < 50
+    value = torch.arange(6 * 2 * 50).view(6, 2, 50).double()
+    whole = places.take(value, 1)
+    parts = [places.take(value[start : start + 2], 1, start) for start in (0, 2, 4)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(whole[4], value[1, :, places.chosen[1, 1]])
+
+
+def test_more_rows_than_places_wanted_give_one_place_each() -> None:
+    assert Places.of(100, 50, 18, 3).chosen.shape == (100, 1)
+
+
+# ---- fits
+
+
+def problem(rows: int = 200, inputs: int = 5, outputs: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, inputs, generator=generator, dtype=torch.float64)
+    y = x @ torch.randn(inputs, outputs, generator=generator, dtype=torch.float64)
+    y = y + torch.randn(rows, outputs, generator=generator, dtype=torch.float64)
+    return x, y, torch.rand(rows, outputs, generator=generator, dtype=torch.float64) ** 4
+
+
+def test_least_squares_is_the_closed_form() -> None:
+    x, y, _ = problem()
+    assert torch.allclose(least_squares(x, y), torch.linalg.lstsq(x, y).solution.T, atol=1e-5)
+
+
+def test_weighted_least_squares_is_the_closed_form_of_every_output() -> None:
+    x, y, weights = problem()
+    found = weighted_least_squares(x, y, weights, iterations=30)
+    count = 0.95 * weights / weights.mean(0) + 0.05  # the floor that every row has
+    for output in range(y.shape[1]):
+        root = count[:, output].sqrt()[:, None]
+        expected = torch.linalg.lstsq(root * x, root * y[:, output : output + 1]).solution[:, 0]
+        assert torch.allclose(found[output], expected, atol=1e-8)
+
+
+def test_each_iteration_brings_the_weighted_error_down() -> None:
+    x, y, weights = problem(60, 12)
+    count = 0.95 * weights / weights.mean(0) + 0.05
+    errors = [
+        float((count * (y - x @ weighted_least_squares(x, y, weights, n).T).square()).sum()) for n in (0, 1, 2, 4, 8)
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > errors[-1]
+
+
+def test_equal_weights_are_no_weights() -> None:
+    x, y, _ = problem()
+    found = weighted_least_squares(x, y, torch.full_like(y, 3.0), 4)
+    assert torch.allclose(found, least_squares(x, y), atol=1e-5)
+
+
+def test_outputs_that_do_not_matter_are_fitted_all_the_same() -> None:
+    x, y, weights = problem()
+    weights[:, 1] = 0
+    found = weighted_least_squares(x, y, weights, 20)
+    assert found.isfinite().all()
+    assert torch.allclose(found[1], least_squares(x, y)[1], atol=1e-4)
+
+
+def test_inputs_that_are_always_zero_or_the_same_do_not_break_a_fit() -> None:
+    x, y, weights = problem()
+    x[:, 0] = 0
+    x[:, 2] = x[:, 1]
+    for dtype in (torch.float32, torch.float64):
+        found = weighted_least_squares(x.to(dtype), y.to(dtype), weights.to(dtype), 6)
+        assert found.isfinite().all()
+        best = torch.linalg.lstsq(x, y, driver="gelsd").solution
+        mistake = (y - x @ best).square().mean()
+        assert (y - x @ found.double().T).square().mean() < 1.6 * mistake
+
+
+def test_ones_are_a_feature_for_the_bias() -> None:
+    x, y, _ = problem()
+    found = least_squares(with_ones(x), y + 5)
+    assert torch.allclose((y + 5).mean(0), with_ones(x).mean(0) @ found.T, atol=1e-4)
+
+
+def test_gram_can_be_inverted_even_where_all_is_zero() -> None:
+    assert torch.linalg.inv(gram(torch.zeros(7, 3))).isfinite().all()
