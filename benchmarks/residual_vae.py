@@ -40,7 +40,11 @@ class ResidualVAE(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         stem, *_, top = WIDTHS
-        down: list[nn.Module] = [nn.Conv2d(3, stem, 3, 2, 1, bias=False), nn.BatchNorm2d(stem, momentum=None), nn.ReLU()]
+        down: list[nn.Module] = [
+            nn.Conv2d(3, stem, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(stem, momentum=None),
+            nn.ReLU(),
+        ]
         up: list[nn.Module] = []
         for before, after in zip((stem, *WIDTHS), WIDTHS, strict=False):
             down += [Residual(before, after, 2), *(Residual(after, after) for _ in range(BLOCKS - 1))]
@@ -62,7 +66,7 @@ class ResidualVAE(nn.Module):
         return self.mean(hidden), self.logvar(hidden)
 
     def decode(self, z: Tensor) -> Tensor:
-        maps = F.relu(self.spread(F.relu(self.wider(z)))).unflatten(1, self.maps)
+        maps = F.relu(self.spread(F.relu(self.wider(z)))).view(-1, *self.maps)
         logits: Tensor = self.decoder(maps)
         return logits
 
@@ -82,8 +86,8 @@ def planted(seed: int = 0) -> tuple[ResidualVAE, int]:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         vae = ResidualVAE()
-        vae.mean.weight *= 4
-        vae.logvar.bias -= 2
+        vae.mean.weight.mul_(4)
+        vae.logvar.bias.sub_(2)
         vae.train()
         for batch in range(_SETTLING_BATCHES):
             vae(smooth_images(_SETTLING_ROWS, 1000 + batch))
@@ -93,7 +97,7 @@ def planted(seed: int = 0) -> tuple[ResidualVAE, int]:
 
 
 def _kill(vae: ResidualVAE) -> int:
-    """Every eighth inner channel of each block never fires; the idle latents are made and read as training leaves them."""
+    """Every eighth inner channel of each block never fires; the latents `IDLE` are the prior, and not read."""
     dead = 0
     for block in vae.modules():
         if isinstance(block, Residual):

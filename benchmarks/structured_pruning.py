@@ -47,7 +47,8 @@ class _Cropped(nn.Module):
     def __init__(self, layer: SameConvTranspose2d) -> None:
         super().__init__()
         self.same = [layer]  # in a list, so that it is no module of this one
-        self.plain = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride)
+        kernel, stride = layer.kernel_size[0], layer.stride[0]
+        self.plain = nn.ConvTranspose2d(layer.in_channels, layer.out_channels, kernel, stride)
         self.plain.weight, self.plain.bias = layer.weight, layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ def _gradients(vae: BuiltVAE, rows: MemoryRows) -> dict[str, Tensor]:
     twin = copy.deepcopy(vae).eval()
     generator = torch.Generator().manual_seed(0)
     chosen = torch.arange(min(_GRADIENT_ROWS, rows.count))
-    for part in chosen.split(_BATCH):
+    for part in torch.split(chosen, _BATCH):
         x = rows.take(part)[0].view(-1, *vae.input_shape)
         posterior = twin.encode(x)
         z = posterior.sample(torch.randn(posterior.mean.shape, generator=generator))

@@ -216,6 +216,19 @@ def test_inputs_that_are_always_zero_or_the_same_do_not_break_a_fit() -> None:
         assert (y - x @ found.double().T).square().mean() < 1.6 * mistake
 
 
+def test_many_iterations_in_float32_on_features_that_nearly_repeat_stay_finite() -> None:
+    """Long after all is fitted what is left is rounding, which must not be followed."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.rand(2000, 6, generator=generator)
+    x = with_ones(torch.cat([base, base + 1e-4 * torch.rand(2000, 6, generator=generator), torch.zeros(2000, 4)], 1))
+    y = x @ torch.randn(17, 8, generator=generator) + 1e-3 * torch.rand(2000, 8, generator=generator)
+    weights = torch.rand(2000, 8, generator=generator) ** 6 * torch.tensor([1.0, 1e-20, 1e-38, 0, 1e10, 1, 1, 1])
+    for iterations in (1, 6, 60):
+        found = weighted_least_squares(x, y, weights, iterations)
+        assert found.isfinite().all()
+        assert (y - x @ found.T).square().mean() < 1e-4
+
+
 def test_ones_are_a_feature_for_the_bias() -> None:
     x, y, _ = problem()
     found = least_squares(with_ones(x), y + 5)

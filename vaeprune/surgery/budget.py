@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vaeprune.data import DataSets
+from vaeprune.posterior import VAE
 from vaeprune.surgery.allocation import Levels, allocate, between
 from vaeprune.surgery.hidden import Hidden
 from vaeprune.surgery.plan import Left, Plan
@@ -49,7 +50,10 @@ class Spent:
 
 
 class Search:
-    """One model's costs, measured once, and searches for the smallest network within a budget."""
+    """One model's costs, measured once, and searches for the smallest network within a budget.
+
+    `original`: where the model itself was cut already, what losses are held against, and which latents were kept.
+    """
 
     def __init__(
         self,
@@ -58,10 +62,11 @@ class Search:
         aim: Aim = "size",
         factorize: bool = False,
         progress: Progress | None = None,
+        original: tuple[VAE, Sequence[int]] | None = None,
     ) -> None:
         self._report = progress or (lambda _what, _more, _total: None)
         self._report("measuring costs", 0, 1)
-        self._spending = Spending(hidden, sets, aim, factorize)
+        self._spending = Spending(hidden, sets, aim, factorize, original)
         self._report("measuring costs", 1, 1)
 
     def within(self, budget: float) -> Spent:

@@ -90,8 +90,9 @@ def fit_rows(subject: Subject, batches: Iterator[Batch], most: int, row_bytes: i
     latents: list[Batch] = []
     left = most
     for batch in batches:
-        for start in range(0, min(len(batch[0]), left), size):
-            chunk = tuple(part[start : min(start + size, left)].clone() for part in batch)
+        wanted = tuple(part[:left] for part in batch)
+        for start in range(0, len(wanted[0]), size):
+            chunk = tuple(part[start : start + size].clone() for part in wanted)
             shape = (len(chunk[0]), *subject.vae.latent_shape)
             draw, prior = (torch.randn(shape, generator=generator).to(chunk[0]) for _ in range(2))
             share = math.ceil(len(chunk[0]) / _PRIOR_SHARE)

@@ -82,12 +82,14 @@ class Pass:
         return posterior.sample(self.noise), self.prior
 
 
-def passes(vae: VAE, rows: Rows, seed: int, size: int | None = None) -> Iterator[Pass]:
-    """Batches of `rows` with the noise that goes with them, the same in each pass."""
+def passes(
+    vae: VAE, rows: Rows, seed: int, size: int | None = None, shape: tuple[int, ...] | None = None
+) -> Iterator[Pass]:
+    """Batches of `rows` with the noise that goes with them, the same in each pass; of `shape`, or of the latents'."""
     generator = torch.Generator().manual_seed(seed)
     for batch in batches_for(vae, rows, size):
-        shape = (len(batch[0]), *vae.latent_shape)
-        noise, prior = (torch.randn(shape, generator=generator).to(batch[0]) for _ in range(2))
+        drawn = (len(batch[0]), *(shape or vae.latent_shape))
+        noise, prior = (torch.randn(drawn, generator=generator).to(batch[0]) for _ in range(2))
         yield Pass(batch, noise, prior)
 
 

@@ -93,24 +93,32 @@ def least_squares(x: Tensor, y: Tensor) -> Tensor:
 def weighted_least_squares(x: Tensor, y: Tensor, weights: Tensor, iterations: int) -> Tensor:
     """As `least_squares`, where the square at row n of output o counts weights[n, o] (n, O).
 
-    Conjugate gradients from the unweighted solution, all outputs at once, preconditioned by its Gram matrix.
+    Conjugate gradients from the unweighted solution, all outputs at once, preconditioned by its Gram matrix. Only
+    products with x are in the type of x: in float32 the inverse of a nearly singular Gram matrix is not positive.
     """
     count = weights / weights.mean(0).clamp_min(torch.finfo(weights.dtype).tiny)
     count = (1 - _FLOOR) * count + _FLOOR
-    inverse = torch.linalg.inv(gram(x)).to(x.dtype)
-    found: Tensor = ((x.double().T @ y.double() / len(x)).T.to(x.dtype)) @ inverse
-    residual = (count * (y - x @ found.T)).T @ x / len(x)
+    inverse = torch.linalg.inv(gram(x))
+
+    def pulled(errors: Tensor) -> Tensor:
+        """(O, M) from errors (n, O)."""
+        return ((count * errors).T @ x).double() / len(x)
+
+    found: Tensor = (x.double().T @ y.double() / len(x)).T @ inverse
+    residual = pulled(y - x @ found.T.to(x.dtype))
     direction = step = residual @ inverse
     product = (residual * step).sum(1)
+    done = torch.finfo(x.dtype).eps ** 2 * product  # what is left by then is rounding
     for _ in range(iterations):
-        curved = (count * (x @ direction.T)).T @ x / len(x)
-        length = product / (direction * curved).sum(1).clamp_min(torch.finfo(x.dtype).tiny)
+        curved = pulled(x @ direction.T.to(x.dtype))
+        curvature = (direction * curved).sum(1)
+        length = torch.where((product > done) & (curvature > 0), product / curvature, 0.0)
         found = found + length[:, None] * direction
         residual = residual - length[:, None] * curved
         step = residual @ inverse
         before, product = product, (residual * step).sum(1)
-        direction = step + (product / before.clamp_min(torch.finfo(x.dtype).tiny))[:, None] * direction
-    return found
+        direction = step + torch.where(before > done, product / before, 0.0)[:, None] * direction
+    return found.to(x.dtype)
 
 
 def columns_of(channels: Sequence[int], taps: int) -> list[int]:

@@ -45,10 +45,11 @@ class Planner:
         self, budget: float, aim: Aim = "size", factorize: bool = False, progress: Progress | None = None
     ) -> Plan | None:
         """The plan that takes out the most for up to `budget` nats per row; `exact` if nothing more fits into it."""
-        if self._hidden is None:
+        if self._hidden is None or not budget:  # nothing that costs anything fits into no nats at all
             return self.exact
         if self._search is None:
-            self._search = Search(self._hidden, self.sets, aim, factorize, progress)
+            original = None if self.exact is None else (self.vae, self.exact.kept_latents)
+            self._search = Search(self._hidden, self.sets, aim, factorize, progress, original)
         spent = self._search.within(budget)
         self.notes += [note for note in spent.notes if note not in self.notes]
         if spent.plan is None:

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vaeprune.adapters import batches_for
+from vaeprune.adapters import batches_for, measuring
 from vaeprune.data import Batch, DataSets, Rows
-from vaeprune.posterior import Posterior, negative_elbo
+from vaeprune.posterior import VAE, Posterior, negative_elbo
 from vaeprune.surgery.allocation import Axis, State, Tensors, state_at
 from vaeprune.surgery.assembling import left_of
 from vaeprune.surgery.channels import Call, Group
@@ -29,6 +29,7 @@ from vaeprune.surgery.sites import Site
 Aim = Literal["size", "latency"]
 _FIT_ROWS, _LEAST_FIT_ROWS = 8_000, 64
 _FIT_BYTES = 1_500_000_000
+_LOSS_ROWS = 512
 _ALIVE = 12  # tensors of the largest size: two halves, six deep
 
 
@@ -36,9 +37,12 @@ class Spending:
     """The choices of one model, what each costs, and what the network loses once they are taken.
 
     `choices`: what can be given up; `tensors`: what the size is made of; `left`: channels that no cost was found for.
+    `original`: the model that losses are held against, and which of its latents are left.
     """
 
-    def __init__(self, hidden: Hidden, sets: DataSets, aim: Aim, factorize: bool) -> None:
+    def __init__(
+        self, hidden: Hidden, sets: DataSets, aim: Aim, factorize: bool, original: tuple[VAE, Sequence[int]] | None
+    ) -> None:
         self._hidden, self._channels = hidden, hidden.channels
         self._subject, self._trial = (Subject(hidden.vae, double=False) for _ in range(2))
         keys = [site.key for sites in self._channels.sites.values() for site in sites]
@@ -54,7 +58,7 @@ class Spending:
             self.choices += rank_choices(self._subject, self._channels, self._moments, self._shared)
         self.tensors = self._sizes(aim)
         self._select = sets.select
-        self._base = _losses(self._subject, sets.select)
+        self._base = _losses(self._subject, sets.select) if original is None else _losses_before(*original, sets.select)
         self._skipped: dict[str, str] = {}
 
     @property
@@ -190,11 +194,27 @@ def _losses(subject: Subject, rows: Rows) -> Tensor:
     """−ELBO of each row (n,), float64, with the same noise each time."""
     found = []
     with torch.no_grad():
-        for inputs in passes(subject.vae, rows, seed=1, size=512):
+        for inputs in passes(subject.vae, rows, seed=1, size=_LOSS_ROWS):
             x, *condition = inputs.x
             posterior = subject.vae.encode(*inputs.x)
             z = posterior.sample(inputs.noise)
             found.append(negative_elbo(subject.vae, x, z, posterior, condition).double().cpu())
+    return torch.cat(found)
+
+
+def _losses_before(original: VAE, kept: Sequence[int], rows: Rows) -> Tensor:
+    """As `_losses` of a model that had further latents: the same noise in those that were kept."""
+    found = []
+    shape = (len(kept), *original.latent_shape[1:])
+    generator = torch.Generator().manual_seed(2)
+    with measuring(original):
+        for inputs in passes(original, rows, seed=1, size=_LOSS_ROWS, shape=shape):
+            x, *condition = inputs.x
+            posterior = original.encode(*inputs.x)
+            noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
+            noise[:, list(kept)] = inputs.noise
+            z = posterior.sample(noise)
+            found.append(negative_elbo(original, x, z, posterior, condition).double().cpu())
     return torch.cat(found)
 
 
