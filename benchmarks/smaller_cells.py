@@ -79,20 +79,25 @@ class Bench:
         return self._recovered(self.model)
 
     def ours(self, column: Column) -> dict[str, Any]:
-        """What `shrink` makes of the network; where a gate is not passed, which one."""
-        start = time.perf_counter()
+        """What `shrink` makes of the network; where it refuses to hand it back, `refused` says which gate it missed."""
+        start, refused = time.perf_counter(), ""
         try:
             found = shrink(self.model, self.sets, scope="network", **column.options)
+            smaller = found.model or self.model
         except VerificationFailed as error:
-            gates = ", ".join(f"{g.name} {g.measured:.3g} > {g.limit:g}" for g in error.evidence.failed_gates)
-            return {"failed": f"not passed: {gates}", "seconds": time.perf_counter() - start}
-        smaller = found.model or self.model
-        latents = found.plan.kept_latents if found.plan else range(self.model.latent_size)
-        entry = self._entry(column, smaller, torch.tensor(list(latents)), start)
+            found = error.result
+            refused = ", ".join(f"{g.name} {g.measured:.3g} > {g.limit:g}" for g in error.evidence.failed_gates)
+            assert found.plan
+            smaller = cut(self.model, found.plan)
+            smaller = self._recovered(smaller) if column.recovered else smaller
+        latents = list(found.plan.kept_latents if found.plan else range(self.model.latent_size))
+        entry = self._entry(column, smaller, torch.tensor(latents), start)
+        assert isinstance(smaller, BuiltVAE)
         return entry | {
-            "architecture": smaller.architecture() if isinstance(smaller, BuiltVAE) else None,
-            "kept_latents": list(latents),
+            "architecture": smaller.architecture(),
+            "kept_latents": latents,
             "notes": list(found.notes),
+            "refused": refused,
         }
 
     def torch_pruning(self, column: Column, ours: dict[str, Any]) -> dict[str, Any]:

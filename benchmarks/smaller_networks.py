@@ -41,7 +41,6 @@ def main(*keys: str) -> None:
         print("Torch-Pruning left out: pip install torch-pruning")
     if not os.environ.get(SCRATCH):
         print(f"training from scratch left out: it takes an hour; set {SCRATCH}=1")
-    done = []
     for network in chosen:
         try:
             bench = Bench(network)
@@ -49,7 +48,13 @@ def main(*keys: str) -> None:
             print(f"{network.title} left out: {error}")
             continue
         _measure(bench, kept)
-        done.append(network)
+    table()
+
+
+def table() -> None:
+    """Print what is kept, without measuring anything."""
+    kept = Kept(RESULTS)
+    done = [network for network in NETWORKS if any(kept.get((network.key, column.title)) for column in COLUMNS)]
     if done:
         _print_ours(done, kept)
         _print_others(done, kept)
@@ -59,7 +64,7 @@ def _measure(bench: Bench, kept: Kept) -> None:
     key = bench.network.key
     for column in COLUMNS:
         ours = _once(kept, (key, column.title), LIBRARY, lambda column=column: bench.ours(column))  # type: ignore[misc]
-        if not column.opponents or "loss" not in ours:
+        if not column.opponents:
             continue
         if version() is not None:
             name, at = f"{column.title}, torch-pruning", f"{version()}, {ours['weights']}, {ours['kept_latents']}"
@@ -84,10 +89,9 @@ def _cell(entry: dict[str, Any] | None, asked: float | None = None) -> str:
     if entry is None:
         return "–"
     wanted = "" if asked is None else f" [{asked:g}]"
-    if "loss" not in entry:
-        return f"{entry['failed']}{wanted}"
+    refused = f", refused: {entry['refused']}" if entry.get("refused") else ""
     low, high = entry["ci95"]
-    return f"{entry['times']:.2f}{wanted}, {entry['loss']:+.3f} ({low:+.3f} to {high:+.3f})"
+    return f"{entry['times']:.2f}{wanted}, {entry['loss']:+.3f} ({low:+.3f} to {high:+.3f}){refused}"
 
 
 def _print_ours(networks: list[Network], kept: Kept) -> None:
@@ -103,8 +107,9 @@ def _print_ours(networks: list[Network], kept: Kept) -> None:
         for title, wanted in asked.items():
             entry = entries.get(title)
             # asked for with two digits, and measured with as many
-            if entry is not None and round(entry.get("times", 0.0), 2) < wanted:
-                short.append(f"{network.title}, {title}: {entry.get('times', 0.0):.2f} of {wanted:g}")
+            if entry is not None and (round(entry["times"], 2) < wanted or entry["refused"]):
+                why = ", refused" if entry["refused"] else ""
+                short.append(f"{network.title}, {title}: {entry['times']:.2f} of {wanted:g}{why}")
     print("\nless than asked for: " + ("; ".join(short) or "none"))
 
 
@@ -132,7 +137,7 @@ def _wins(
     """In words, where somebody else loses less."""
     found = []
     for name, other in zip(("Torch-Pruning", "the network trained from scratch"), others, strict=True):
-        if ours and other and "loss" in ours and "loss" in other and other["loss"] < ours["loss"]:
+        if ours and other and other["loss"] < ours["loss"]:
             clear = other["ci95"][1] < ours["ci95"][0]
             found.append(
                 f"{network.title}, {column.title}: {name} is better than ours by {ours['loss'] - other['loss']:.3f} "

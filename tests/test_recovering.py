@@ -101,10 +101,9 @@ def test_other_weights_cannot_be_cut_by_it(spent: Shrunk) -> None:
 
 
 def test_a_gate_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan is honest about its budget; the files are not allowed to differ at all."""
     monkeypatch.setattr("vaeprune.shrinking.export_onnx", lambda _, folder: (folder / "encoder.onnx").write_bytes(b""))
     monkeypatch.setattr("vaeprune.verification.onnx_errors", lambda *_: None)
-    monkeypatch.setattr("vaeprune.evidence.EXACT_TOLERANCE", {torch.float32: 0.0, torch.float64: 0.0})
+    monkeypatch.setattr("vaeprune.evidence.EXACT_TOLERANCE", {torch.float32: -1.0, torch.float64: -1.0})
     with pytest.raises(VerificationFailed) as error:
         shrink(trained_dense(), sets(), tmp_path / "out", budget=BUDGET)
     assert error.value.result.plan.scope == "budget"
@@ -175,8 +174,9 @@ def test_fine_tuning_lets_the_cut_go_deeper(recovered: Shrunk, spent: Shrunk) ->
 
 
 def test_the_card_says_that_the_plan_alone_does_not_make_the_weights(recovered: Shrunk) -> None:
-    card = (recovered.out / "README.md").read_text()
-    assert "fine-tuned for 1 epochs, so its weights cannot be made from `plan.json` alone" in card
+    card = " ".join((recovered.out / "README.md").read_text().split())
+    assert "fine-tuned for 1 epoch" in card
+    assert "weights cannot be made from `plan.json` alone" in card
     config = json.loads((recovered.out / "config.json").read_text())
     assert config["shrunk"]["recovered_epochs"] == 1
 

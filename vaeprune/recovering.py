@@ -10,6 +10,7 @@ import torch
 
 from vaeprune.data import DataSets
 from vaeprune.recovery import recover
+from vaeprune.surgery.budget import MARGIN
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.scopes import Own, Planner, Progress
@@ -19,6 +20,7 @@ from vaeprune.verification import elbo_difference
 Step = Callable[[Any], None]
 _DEEPER = 3.0  # the first try: two epochs regain about two thirds of what a cut costs
 _TRIES = 4
+_STEP = 1.07  # prices closer to each other than that are not worth a training
 
 
 @dataclass
@@ -48,10 +50,14 @@ class Recovery:
         return recover(smaller, self.sets, self.epochs, training=training, on_step=self.on_step)
 
     def loss(self, made: Plan) -> float:
-        """Upper 95% bound of the ELBO loss on the select rows once the plan's model is recovered, nats per row."""
+        """Upper 95% bound of the ELBO loss on the select rows once the plan's model is recovered, nats per row.
+
+        With the margin that a search keeps, since other rows will judge.
+        """
         recovered = self.of(cut(self.model, made))
         kept = torch.tensor(made.kept_latents)
-        return elbo_difference(self.original or self.model, recovered, self.sets.select, kept).ci95[1]
+        found = elbo_difference(self.original or self.model, recovered, self.sets.select, kept)
+        return found.ci95[1] + MARGIN * (found.ci95[1] - found.elbo_difference) / 1.96
 
 
 def deepest_within(
@@ -67,12 +73,15 @@ def deepest_within(
         deeper = made.within(price, aim, factorize, progress)
         if deeper is None:
             break
-        if recovery.loss(deeper) <= budget:
+        loss = recovery.loss(deeper)
+        if loss <= budget:
             best, within = deeper, price
-            price = price * 2 if beyond is None else (price * beyond) ** 0.5
         else:
             beyond = price
-            price = (within * price) ** 0.5
+        low, high = within * _STEP, (beyond / _STEP if beyond else price * _DEEPER)
+        if low >= high:
+            break
+        price = min(max(price * budget / max(loss, budget / _DEEPER), low), high)  # as if loss grew with the price
     return _for(best, budget)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from vaeprune.cli.__main__ import run
 
 from vaeprune import load
 from vaeprune.data import tiles
@@ -393,3 +396,80 @@ def test_ready_made_tiles_model_shrinks(vaeprune, tiles_model):
     assert ran.code == 0
     assert ran.json["evidence"]["passed"] is True
     assert load("small").latent_size == 16 - len(ran.json["removed_latents"]) < 16
+
+
+# --- budgets and recovery
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--budget", "nan"], "budget: got nan, expected a finite number of nats, at least 0"),
+        (["--budget=-1"], "budget: got -1.0, expected a finite number of nats, at least 0"),
+        (["--budget", "inf"], "budget: got inf, expected a finite number of nats, at least 0"),
+        (["--scope", "latents", "--budget", "1"], "budget: pays for hidden channels, but the scope is 'latents'"),
+        (["--fair"], "fair: the original can only be trained as long if recover-epochs is more than 0"),
+        (["--recover-epochs=-1"], "recover-epochs: got -1, expected at least 0"),
+    ],
+    ids=" ".join,
+)
+def test_senseless_budgets_are_refused(idle_model, rows, refused, options, told):
+    refused("shrink", idle_model, "--data", rows, "--out", "small", *options, told=[told])
+
+
+def test_a_plan_may_be_recovered_but_not_given_a_budget(idle_model, rows, shrunk, refused):
+    told = "--plan: a given plan is applied as it is"
+    refused("shrink", idle_model, "--data", rows, "--out", "s", "--plan", shrunk, "--budget", 1, told=[told])
+
+
+@pytest.fixture(scope="session")
+def budgeted(shelf, idle_model, rows):
+    words = ["shrink", idle_model, "--data", rows, "--out", shelf / "budgeted", "--budget", 30, "--json"]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([str(word) for word in words])
+    assert code == 0, (out.getvalue(), err.getvalue())
+    return json.loads(out.getvalue()), shelf / "budgeted"
+
+
+def test_json_of_a_budget_keeps_to_the_contract(budgeted, shrinking):
+    found, folder = budgeted
+    assert found.keys() >= CONTRACT
+    assert found["evidence"].keys() >= EVIDENCE
+    assert all(found["evidence"][part].keys() >= keys for part, keys in PARTS.items())
+    assert found["scope"] == "budget"
+    assert found["evidence"]["sampling"]["ci95"][1] <= 30
+    assert found["parameters"]["after"] < shrinking.json["parameters"]["after"]
+    assert {p.name for p in folder.iterdir()} == FILES
+
+
+def test_replayed_budget_gives_the_same_bytes_and_verifies(vaeprune, idle_model, rows, budgeted):
+    folder = budgeted[1]
+    ran = vaeprune("shrink", idle_model, "--data", rows, "--out", "again", "--plan", folder, "--json")
+    assert ran.code == 0
+    for file in ("model.safetensors", "plan.json", "plan.safetensors", "evidence.json"):
+        assert Path("again", file).read_bytes() == (folder / file).read_bytes()
+    ran = vaeprune("verify", idle_model, folder, "--data", rows, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json == json.loads((folder / "evidence.json").read_text())
+
+
+def test_text_of_a_budget_gives_figures_that_are_no_gates(vaeprune, idle_model, rows, budgeted):
+    ran = vaeprune("verify", idle_model, budgeted[1], "--data", rows)
+    assert ran.code == 0
+    assert "of the output's range: mean path differs by up to" in ran.out
+    assert "FAILED" not in ran.out
+
+
+def test_recovered_folder_says_that_nothing_is_compared_exactly(vaeprune, idle_model, rows):
+    words = ("--data", rows, "--out", "tuned", "--recover-epochs", 1, "--fair", "--json")
+    limits = ("--tolerance", 1, "--max-elbo-loss", 1000)
+    ran = vaeprune("shrink", idle_model, *words, *limits)
+    assert ran.code == 0, ran
+    assert ran.json["evidence"]["exact"] is None
+    assert ran.json["evidence"]["fair"].keys() == {"elbo_difference", "ci95"}
+    ran = vaeprune("verify", idle_model, "tuned", "--data", rows, *limits, "--json")
+    assert ran.code == 0
+    assert ran.json["exact"] is None
+    assert "tuned was fine-tuned for 1 epoch" in ran.err
+    assert "nothing is compared exactly" in ran.err

@@ -20,7 +20,9 @@ def positive(size: int, generator: torch.Generator) -> Tensor:
     return root @ root.T / (3 * size)
 
 
-def reader(columns: Sequence[Sequence[int]], outputs: int = 3, spare: int = 0, seed: int = 0, **options: bool) -> Reader:
+def reader(
+    columns: Sequence[Sequence[int]], outputs: int = 3, spare: int = 0, seed: int = 0, **options: bool
+) -> Reader:
     """A weight that reads `columns`, and `spare` further columns that stay."""
     generator = torch.Generator().manual_seed(seed)
     size = sum(map(len, columns)) + spare

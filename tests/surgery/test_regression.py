@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from planted import OwnVAE, randomise
 from vaeprune.posterior import Posterior
 from vaeprune.surgery.probe import Run, Subject, Watcher
 from vaeprune.surgery.regression import (
@@ -20,11 +21,11 @@ from vaeprune.surgery.regression import (
     features,
     gram,
     least_squares,
+    ridge,
     weighted_least_squares,
     with_ones,
 )
 from vaeprune.surgery.sites import Site
-from planted import OwnVAE, randomise
 
 
 class OneLayer(OwnVAE):
@@ -175,9 +176,10 @@ def test_weighted_least_squares_is_the_closed_form_of_every_output() -> None:
     found = weighted_least_squares(x, y, weights, iterations=30)
     count = 0.95 * weights / weights.mean(0) + 0.05  # the floor that every row has
     for output in range(y.shape[1]):
-        root = count[:, output].sqrt()[:, None]
-        expected = torch.linalg.lstsq(root * x, root * y[:, output : output + 1]).solution[:, 0]
-        assert torch.allclose(found[output], expected, atol=1e-8)
+        weighted = count[:, output, None] * x
+        curvature = weighted.T @ x / len(x) + ridge(x) * torch.eye(x.shape[1])
+        expected = torch.linalg.solve(curvature, weighted.T @ y[:, output] / len(x))
+        assert torch.allclose(found[output], expected, atol=1e-9)
 
 
 def test_each_iteration_brings_the_weighted_error_down() -> None:
@@ -227,6 +229,17 @@ def test_many_iterations_in_float32_on_features_that_nearly_repeat_stay_finite()
         found = weighted_least_squares(x, y, weights, iterations)
         assert found.isfinite().all()
         assert (y - x @ found.T).square().mean() < 1e-4
+
+
+def test_weights_stay_small_where_features_are_the_same() -> None:
+    """Eight units that all follow one: the fit shares the weight out instead of playing them against each other."""
+    generator = torch.Generator().manual_seed(1)
+    unit = torch.rand(500, 1, generator=generator)
+    x = with_ones(unit @ torch.rand(1, 8, generator=generator) + torch.rand(8, generator=generator))
+    y = 3 * unit - 1 + 0.1 * torch.randn(500, 4, generator=generator)
+    found = weighted_least_squares(x, y, torch.rand(500, 4, generator=generator) ** 4, 6)
+    assert float(found.abs().max()) < 20
+    assert (y - x @ found.T).square().mean() < 0.011
 
 
 def test_ones_are_a_feature_for_the_bias() -> None:

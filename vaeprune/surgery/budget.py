@@ -27,7 +27,7 @@ _WORTH_MEASURING = 0.03  # of the budget: what something is predicted to cost be
 _TRUSTED = 20.0  # a prediction is corrected by at most this factor
 _PRICES, _BETWEEN = 10, 5
 _STEP = 1.6
-_MARGIN = 1.0  # standard errors kept back, since other rows will judge
+MARGIN = 1.0  # standard errors kept back, since other rows will judge
 
 Progress = Callable[[str, int, "int | None"], None]
 Levelled = tuple[int, ...]
@@ -140,4 +140,4 @@ class Search:
     def _fits(self, chosen: Levelled, budget: float) -> bool:
         self._report("searching", 1, None)
         loss, error = self._spending.loss(chosen)
-        return loss + (1.96 + _MARGIN) * error <= budget
+        return loss + (1.96 + MARGIN) * error <= budget

@@ -75,8 +75,12 @@ def gram(x: Tensor) -> Tensor:
     """XᵀX / n with a little on the diagonal so that it can be inverted, float64."""
     x = x.double()
     found = x.T @ x / len(x)
-    ridge = _RIDGE * float(found.diagonal().mean()) + 1e-30
-    return found + ridge * torch.eye(len(found), dtype=found.dtype, device=found.device)
+    return found + ridge(x) * torch.eye(len(found), dtype=found.dtype, device=found.device)
+
+
+def ridge(x: Tensor) -> float:
+    """What keeps weights of features x (n, M) from growing where these are nearly dependent."""
+    return _RIDGE * float(x.double().square().mean()) + 1e-30
 
 
 def with_ones(x: Tensor) -> Tensor:
@@ -94,23 +98,24 @@ def weighted_least_squares(x: Tensor, y: Tensor, weights: Tensor, iterations: in
     """As `least_squares`, where the square at row n of output o counts weights[n, o] (n, O).
 
     Conjugate gradients from the unweighted solution, all outputs at once, preconditioned by its Gram matrix. Only
-    products with x are in the type of x: in float32 the inverse of a nearly singular Gram matrix is not positive.
+    products with x are in the type of x: in float32 the inverse of a nearly singular Gram matrix is not positive. The
+    ridge counts in every step, or else rounding would grow without end along what features have in common.
     """
     count = weights / weights.mean(0).clamp_min(torch.finfo(weights.dtype).tiny)
     count = (1 - _FLOOR) * count + _FLOOR
-    inverse = torch.linalg.inv(gram(x))
+    inverse, small = torch.linalg.inv(gram(x)), ridge(x)
 
     def pulled(errors: Tensor) -> Tensor:
         """(O, M) from errors (n, O)."""
         return ((count * errors).T @ x).double() / len(x)
 
     found: Tensor = (x.double().T @ y.double() / len(x)).T @ inverse
-    residual = pulled(y - x @ found.T.to(x.dtype))
+    residual = pulled(y - x @ found.T.to(x.dtype)) - small * found
     direction = step = residual @ inverse
     product = (residual * step).sum(1)
     done = torch.finfo(x.dtype).eps ** 2 * product  # what is left by then is rounding
     for _ in range(iterations):
-        curved = pulled(x @ direction.T.to(x.dtype))
+        curved = pulled(x @ direction.T.to(x.dtype)) + small * direction
         curvature = (direction * curved).sum(1)
         length = torch.where((product > done) & (curvature > 0), product / curvature, 0.0)
         found = found + length[:, None] * direction
