@@ -34,6 +34,7 @@ from vaeprune.surgery.spending import Aim
 from vaeprune.verification import verify
 
 EVIDENCE = "evidence.json"
+_DIAGNOSES = ("retrain", "refuse")  # a network that is to be trained again is not worth cutting
 
 
 @dataclass(frozen=True)
@@ -174,11 +175,12 @@ def _planned(
     vae: Own, sets: DataSets, analysis: Analysis, wanted: Wanted, recovery: Recovery | None, progress: Progress | None
 ) -> Shrunk:
     """The plan for what is wanted, with what was learned on the way."""
+    diagnosed = analysis.advice.action in _DIAGNOSES and not wanted.remove and wanted.budget is None
     made = planner(
         vae,
         sets,
         analysis,
-        hidden=wanted.scope != "latents",
+        hidden=wanted.scope != "latents" and not diagnosed,
         search=wanted.budget is not None,
         keep=wanted.keep,
         remove=wanted.remove,

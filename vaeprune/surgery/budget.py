@@ -87,10 +87,12 @@ class Search:
         chosen = allocate(self._levels(factors), self._spending.tensors, self._price_for(budget, factors))
         for number, level in enumerate(chosen):
             predicted = self._spending.choices[number].costs[level - 1] if level else 0.0
-            if factors[number] * predicted < _WORTH_MEASURING * budget:
+            if predicted <= 0 or factors[number] * predicted < _WORTH_MEASURING * budget:
                 continue
             self._report("measuring layers", 1, None)
             loss, _ = self._spending.loss([level if n == number else 0 for n in range(len(chosen))])
+            if not math.isfinite(loss):  # nothing of it will fit into the budget
+                loss = math.inf
             factors[number] = min(max(loss / predicted, 1 / _TRUSTED), _TRUSTED)
 
     def _levels(self, factors: Sequence[float]) -> list[Levels]:

@@ -60,8 +60,7 @@ def examine(vae: VAE, sets: DataSets, on_batch: Callable[[int], None] | None = N
     data = sets.describe() | {"calibrate_rows": ranges.rows} | proofs.describe()
     assembler = Assembler(vae, subject, channels, example, data)
     layers, held_up = [], [(g, f"{g.obstacle}") for g in channels.groups if g.obstacle is not None]
-    for layer in channels.layers():
-        why = assembler.why_not(layer)
+    for layer, why in assembler.tried(channels.layers()):
         if why is None:
             layers.append(tuple(layer))
         else:
