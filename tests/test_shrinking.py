@@ -229,7 +229,7 @@ def test_nothing_idle_writes_nothing_and_advises(tmp_path: Path) -> None:
 
 
 def test_a_collapsed_model_is_diagnosed_and_not_cut(tmp_path: Path) -> None:
-    result = shrink(dense(range(6)), rows(), tmp_path / "out", scope="latents")
+    result = shrink(dense(range(6)), rows(), tmp_path / "out")
     assert result.model is None
     assert result.analysis.advice.action == "retrain"
     assert list(tmp_path.iterdir()) == []

@@ -150,8 +150,8 @@ def _rebuilt(
 ) -> AdaptedVAE:
     """A foreign module at its original size, given the smaller tensors and sizes it had when it was written."""
     where = folder / CONFIG
-    wanted = {"factory", "arguments", "attributes", "made_plain", "ranks", "reading", "input_shape", "latent_shape"}
-    if not isinstance(entry, dict) or set(entry) != wanted:
+    wanted = {"factory", "arguments", "attributes", "made_plain", "reading", "input_shape", "latent_shape"}
+    if not isinstance(entry, dict) or set(entry) - {"ranks"} != wanted:
         raise StorageError(f"{where}: does not say how to read its foreign model", "restore it from its source")
     if factory is None:
         known = f" (it was made by {entry['factory']})" if entry["factory"] else ""
@@ -167,15 +167,18 @@ def _rebuilt(
         raise ModelError(f"factory: gave a {type(network).__name__}, expected an nn.Module")
     if entry["made_plain"]:
         make_plain(network)
-    set_attributes(network, attributes)
-    split_layers(network, checked_ranks(entry["ranks"], f"{where}: foreign"))
+    ranks = checked_ranks(entry.get("ranks", {}), f"{where}: foreign")
+    if ranks:  # the sizes of layers that are split next
+        set_attributes(network, attributes)
+        attributes = {}
+    split_layers(network, ranks)
     expected = {
         k: v if v.dim() != tensors[k].dim() else tensors[k] for k, v in network.state_dict().items() if k in tensors
     }
     missing = {k: v for k, v in network.state_dict().items() if k not in tensors}
     check_state_dict(expected | missing, tensors, folder / WEIGHTS)
     refuse_non_finite(tensors, folder / WEIGHTS)
-    replace_tensors(network, tensors, {})
+    replace_tensors(network, tensors, attributes)
     shapes = [positive_sizes(entry[name], f"{where}: {name}") for name in ("input_shape", "latent_shape")]
     vae = AdaptedVAE(network, Reading.from_json(entry["reading"]), likelihood, shapes[0], shapes[1])
     vae.provenance = {name: entry[name] for name in ("factory", "arguments", "attributes", "made_plain")}

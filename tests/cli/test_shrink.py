@@ -147,7 +147,7 @@ def test_nothing_to_cut_says_why(vaeprune, busy_model, rows, desk):
 
 
 def test_collapsed_model_is_not_cut(vaeprune, collapsed_model, rows, desk):
-    ran = vaeprune("shrink", collapsed_model, "--data", rows, "--out", "smaller", "--scope", "latents", "--json")
+    ran = vaeprune("shrink", collapsed_model, "--data", rows, "--out", "smaller", "--json")
     assert ran.code == 0
     assert ran.json["out"] is None
     assert ran.json["advice"]["action"] == "retrain"
@@ -164,7 +164,7 @@ def test_keeping_all_idle_latents_leaves_nothing_to_cut_and_says_so(vaeprune, id
 
 def test_model_trained_without_kl_is_not_cut(vaeprune, refused_model, rows, desk):
     """The advice is to refuse: variances say nothing about use there."""
-    ran = vaeprune("shrink", refused_model, "--data", rows, "--out", "smaller", "--scope", "latents", "--json")
+    ran = vaeprune("shrink", refused_model, "--data", rows, "--out", "smaller", "--json")
     assert ran.json["advice"]["action"] == "refuse"
     assert ran.json["out"] is None
     assert list(desk.iterdir()) == []
