@@ -40,7 +40,7 @@ def measured(budget: float | None) -> None:
         data,
         analysis,
         hidden=True,
-        search=budget is not None,
+        budget=budget,
         remove=IDLE,
         keep=sorted(set(range(LATENTS)) - set(IDLE)),
     )

@@ -181,7 +181,7 @@ def _planned(
         sets,
         analysis,
         hidden=wanted.scope != "latents" and not diagnosed,
-        search=wanted.budget is not None,
+        budget=wanted.budget,
         keep=wanted.keep,
         remove=wanted.remove,
         progress=progress,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,11 +11,11 @@ from torch import Tensor, nn
 from foreign_models import Reader, family
 from planted import dense, rows
 from vaeprune.adapters import adapt
-from vaeprune.analysis import analyze
+from vaeprune.analysis import Analysis, analyze
 from vaeprune.data import as_data
 from vaeprune.errors import PlanError, TraceError
 from vaeprune.surgery.cut import cut
-from vaeprune.surgery.scopes import Planner, planner
+from vaeprune.surgery.scopes import Planner, cheap_latents, planner
 from vaeprune.verification import verify
 
 
@@ -89,3 +91,31 @@ def test_with_latents_alone_that_is_an_error() -> None:
 def test_latents_that_were_asked_for_by_number_are_never_left_out_with_a_note() -> None:
     with pytest.raises(TraceError, match="softmax in reader"):
         mixing(hidden=True, remove=[1])
+
+
+def judged(*latents: tuple[str, float, float | None]) -> Analysis:
+    """A real analysis whose latents are given another (verdict, KL, ablation cost)."""
+    vae = dense([1, 4])
+    found = analyze(vae, rows(), ablate="none")
+    new = [
+        replace(latent, verdict=verdict, kl=kl, ablation_cost=cost)
+        for latent, (verdict, kl, cost) in zip(found.latents, latents, strict=False)
+    ]
+    return replace(found, latents=tuple(new))
+
+
+def test_mixed_latents_go_for_a_tenth_of_the_budget_the_cheapest_first() -> None:
+    """Fixing a latent costs its ablation and saves its KL: here -0.1, 0.04 and 0.5 nats."""
+    analysis = judged(
+        ("active", 2.0, 9.0), ("mixed", 0.3, 0.2), ("mixed", 0.1, 0.6), ("mixed", 0.06, 0.1), ("mixed", 0.5, None)
+    )
+    assert cheap_latents(analysis, 1.0) == [1, 3]
+    assert cheap_latents(analysis, 0.3) == [1]
+    assert cheap_latents(analysis, 10.0) == [1, 2, 3]
+    assert cheap_latents(analysis, 1.0, keep=[1]) == [3]
+    assert cheap_latents(analysis, 0.0) == []
+
+
+def test_one_latent_always_stays() -> None:
+    analysis = judged(("inactive", 0.0, 0.0), ("mixed", 1.0, 0.0), ("mixed", 1.0, 0.0))
+    assert len(cheap_latents(analysis, 1.0)) == 1

@@ -22,6 +22,7 @@ from vaeprune.surgery.spending import Aim
 
 Progress = Callable[[str, int, "int | None"], None]
 Own = BuiltVAE | AdaptedVAE
+_LATENTS_SHARE = 0.1  # of a budget: a latent saves few weights, so most of it is better spent on hidden channels
 
 
 @dataclass
@@ -52,10 +53,10 @@ class Planner:
             self._search = Search(self._hidden, self.sets, aim, factorize, progress, original)
         spent = self._search.within(budget)
         self.notes += [note for note in spent.notes if note not in self.notes]
-        if spent.plan is None:
-            return self.exact
-        whole = spent.plan if self.exact is None else composed(self.exact, spent.plan)
-        return replace(whole, data={**whole.data, "budget": budget})
+        whole = self.exact
+        if spent.plan is not None:
+            whole = spent.plan if whole is None else composed(whole, spent.plan)
+        return whole if whole is None else replace(whole, data={**whole.data, "budget": budget})
 
 
 def planner(
@@ -64,7 +65,7 @@ def planner(
     analysis: Analysis,
     *,
     hidden: bool,
-    search: bool = False,
+    budget: float | None = None,
     keep: Collection[int] = (),
     remove: Collection[int] = (),
     progress: Progress | None = None,
@@ -72,27 +73,48 @@ def planner(
     """Make the plan without a budget: the idle latents, and with `hidden` the constant hidden channels.
 
     What cannot be followed stays and is noted, as long as anything can be done; else the first reason is raised
-    (TraceError). `search`: get ready for budgets.
+    (TraceError). `budget`: get ready for budgets about as large, and let mixed latents go that cost next to nothing.
     """
     found = Planner(vae, sets)
     refused: TraceError | ModelError | None = None
-    if chosen_latents(analysis, keep, remove):
+    cheap = cheap_latents(analysis, budget or 0.0, keep)
+    for also in [cheap, []] if cheap else [[]]:
+        if found.exact is not None or not chosen_latents(analysis, keep, [*remove, *also]):
+            continue
         try:
-            found.exact = plan(vae, analysis, sets, keep=keep, remove=remove)
+            found.exact = plan(vae, analysis, sets, keep=keep, remove=[*remove, *also])
         except TraceError as error:
-            if not hidden or remove:  # what was asked for by number is not left out with a note
+            if not hidden or (remove and not also):  # what was asked for by number is not left out with a note
                 raise
             refused = error
-            found.notes.append(f"latents stay: {error.message}")
+            found.notes.append(f"latents {'that cost little ' if also else ''}stay: {error.message}")
     if hidden:
         try:
-            _constants(found, search, progress)
+            _constants(found, budget is not None, progress)
         except (TraceError, ModelError) as error:
             refused = refused or error
             found.notes.append(f"hidden channels stay: {error.message}")
     if refused and found.exact is None and found._hidden is None:
         raise refused
     return found
+
+
+def cheap_latents(analysis: Analysis, budget: float, keep: Collection[int] = ()) -> list[int]:
+    """Mixed latents that may go for a small share of `budget` nats per row, the cheapest first.
+
+    One that is fixed costs its ablation, and saves the KL that was spent on it. One latent always stays.
+    """
+    mixed = [latent for latent in analysis.latents if latent.verdict == "mixed" and latent.index not in keep]
+    costs = {latent.index: latent.ablation_cost - latent.kl for latent in mixed if latent.ablation_cost is not None}
+    chosen: list[int] = []
+    spent = 0.0
+    for index in sorted(costs, key=costs.__getitem__):
+        spent += max(costs[index], 0.0)
+        if spent <= _LATENTS_SHARE * budget and len(chosen) + 1 < len(analysis.latents) - len(
+            analysis.indices("inactive")
+        ):
+            chosen.append(index)
+    return sorted(chosen) if budget else []
 
 
 def _constants(found: Planner, search: bool, progress: Progress | None) -> None:
