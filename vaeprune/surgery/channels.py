@@ -18,9 +18,11 @@ from torch import Tensor
 
 from vaeprune.data import Batch
 from vaeprune.posterior import VAE, Posterior
-from vaeprune.surgery.probe import Disturbed, Isolated, Recorder, Subject, by_channel, differs
+from vaeprune.surgery.disturbing import Disturbed, Isolated, by_channel, differs
+from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.sites import Passenger, Site, Unknown
 from vaeprune.surgery.trace import FINITE_CHANGES, SWALLOWED, rows_at_once
+from vaeprune.surgery.union import Union
 
 Side = Literal["encode", "decode"]
 Call = tuple[Side, int]  # the n-th call on weights in a run of encode, or of decode
@@ -59,7 +61,7 @@ class Channels:
 
     def layers(self) -> list[list[Group]]:
         """The groups that may go, those together that one weight reads side by side, in the order of the runs."""
-        together = _Union()
+        together = Union()
         free = [group for group in self.groups if group.obstacle is None]
         for number, group in enumerate(free):
             for kind, calls in (("read", group.reads), ("write", group.writes)):
@@ -90,7 +92,7 @@ def hidden_channels(subject: Subject) -> Channels:
     example = tuple(part[:1] for part in subject.example)
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64).to(example[0])
-    union = _Union()
+    union = Union()
     sites: dict[Side, tuple[Site, ...]] = {}
     users: dict[str, set[Any]] = {}
     for side, run in runs(example, z).items():
@@ -113,7 +115,7 @@ class _Side:
         self.sites = tuple(self.before.sites)
         self.widths = [r.shape[s.result_dim] for s, r in zip(self.sites, self.before.results, strict=True)]
 
-    def join(self, union: _Union) -> tuple[Site, ...]:
+    def join(self, union: Union) -> tuple[Site, ...]:
         """Put every channel of this run into `union`, with what it is tied to and what holds it."""
         for call, site in enumerate(self.sites):
             for channel in range(self.widths[call]):
@@ -130,7 +132,7 @@ class _Side:
         self._inputs(union)  # last: what mixes channels is the better reason
         return self.sites
 
-    def _inputs(self, union: _Union) -> None:
+    def _inputs(self, union: Union) -> None:
         """Channels that the data, a condition, the latents or a weight that is not understood also reach."""
         found = _Foreign(self.before, len(self.inputs))
         self.subject.run(self._foreign_run, found)
@@ -165,7 +167,7 @@ class _Side:
                     reached[start + row].add(port)
         return reached
 
-    def _decode(self, union: _Union, calls: Sequence[int], reached: Sequence[set[_Port]]) -> None:
+    def _decode(self, union: Union, calls: Sequence[int], reached: Sequence[set[_Port]]) -> None:
         """Find, for each channel of every port, which channels of these calls reach it."""
         bits = max(1, *((self.widths[call] - 1).bit_length() for call in calls))
         patterns = [(bit, value) for bit in range(bits) for value in (0, 1)]
@@ -186,7 +188,7 @@ class _Side:
             for port, pairs in reaches.items():
                 self._tie(union, call, port, pairs)
 
-    def _ask_singly(self, union: _Union, call: int, reaches: Mapping[_Port, Tensor]) -> None:
+    def _ask_singly(self, union: Union, call: int, reaches: Mapping[_Port, Tensor]) -> None:
         """Where several numbers fit what reached a port's channel, disturb those channels one by one.
 
         Channels that have to stay anyway are not asked. `reaches` (channels of the call, channels of the port) each.
@@ -212,7 +214,7 @@ class _Side:
                 if kind == "hold":
                     self._hold(union, call, chosen[rows.any(1)].tolist(), why)
 
-    def _tie(self, union: _Union, call: int, port: _Port, reaches: Tensor) -> None:
+    def _tie(self, union: Union, call: int, port: _Port, reaches: Tensor) -> None:
         """`reaches` (channels of the call, channels of the port)."""
         kind, what = port
         pairs = torch.nonzero(reaches).tolist()
@@ -227,7 +229,7 @@ class _Side:
             else:
                 union.hold(node, what)
 
-    def _hold(self, union: _Union, call: int, channels: Iterable[int], why: str) -> None:
+    def _hold(self, union: Union, call: int, channels: Iterable[int], why: str) -> None:
         for channel in channels:
             union.hold(("write", (self.side, call), channel), why)
 
@@ -302,46 +304,7 @@ class _Foreign(Isolated):
         return value
 
 
-class _Union:
-    """Channels that belong together, found by joining pairs (Galler and Fischer's forest)."""
-
-    def __init__(self) -> None:
-        self._parent: dict[Any, Any] = {}
-        self._obstacles: dict[Any, str] = {}
-
-    def add(self, node: Any, entry: tuple[str, int, int]) -> None:
-        """A channel has an entry in a tensor."""
-        self.join(node, ("entry", *entry))
-
-    def join(self, a: Any, b: Any) -> None:
-        """Two belong together."""
-        a, b = self._root(a), self._root(b)
-        if a != b:
-            self._parent[b] = a
-            if b in self._obstacles:
-                self._obstacles.setdefault(a, self._obstacles[b])
-
-    def hold(self, node: Any, why: str) -> None:
-        """A channel has to stay."""
-        self._obstacles.setdefault(self._root(node), why)
-
-    def members(self) -> Iterator[tuple[list[Any], str | None]]:
-        """Each set with its obstacle."""
-        sets: dict[Any, list[Any]] = {}
-        for node in list(self._parent):
-            sets.setdefault(self._root(node), []).append(node)
-        for root, nodes in sets.items():
-            yield nodes, self._obstacles.get(root)
-
-    def _root(self, node: Any) -> Any:
-        parent = self._parent.setdefault(node, node)
-        while parent != self._parent[parent]:
-            self._parent[node] = parent = self._parent[self._parent[parent]]
-            node = parent
-        return parent
-
-
-def _groups(subject: Subject, union: _Union, sites: Mapping[Side, tuple[Site, ...]]) -> Iterator[Group]:
+def _groups(subject: Subject, union: Union, sites: Mapping[Side, tuple[Site, ...]]) -> Iterator[Group]:
     for nodes, obstacle in union.members():
         parts: dict[str, dict[Any, list[int]]] = {"entry": {}, "read": {}, "write": {}}
         for kind, *where, index in nodes:

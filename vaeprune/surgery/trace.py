@@ -17,7 +17,8 @@ from vaeprune.adapters import AdaptedVAE
 from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE, Posterior
-from vaeprune.surgery.probe import Disturbed, Isolated, Recorder, Subject, by_channel, differs
+from vaeprune.surgery.disturbing import Disturbed, Isolated, by_channel, differs
+from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.sites import Passenger, Site
 
 SWALLOWED = "but a NaN did not show that; a function on the way hides NaN"
