@@ -79,10 +79,14 @@ class VerificationFailed(VaepruneError):
         self.evidence = evidence
         self.result: Any = None
         failed = ", ".join(f"{gate.name} {gate.measured:.3g} > {gate.limit:.3g}" for gate in evidence.failed_gates)
-        super().__init__(
-            f"verification failed: {failed}",
-            "nothing was written; keep the latents concerned with --keep, or give the gate a wider tolerance",
-        )
+        budgeted = "mean path" not in {gate.name for gate in evidence.gates}  # only a budget does without that gate
+        hint = "keep the latents concerned with --keep, or give the gate a wider tolerance"
+        if budgeted:
+            hint = (
+                f"the best that was found loses {evidence.sampling.elbo_difference:.3g} nats on the rows that judge; "
+                "they differ from those that chose, so ask for a little more or less --budget, or give more rows"
+            )
+        super().__init__(f"verification failed: {failed}", f"nothing was written; {hint}")
 
 
 def one_line(text: str) -> str:
