@@ -69,24 +69,20 @@ class OnnxMismatch(VaepruneError):
     """An ONNX file that computes something else than the model."""
 
 
+_KEEP_OR_WIDEN = "keep the latents concerned with --keep, or give the gate a wider tolerance"
+
+
 class VerificationFailed(VaepruneError):
     """The smaller model does not give the same outputs; `evidence` (verification.Evidence) has every figure.
 
     `result`, where `shrink` raised it, is what it would have returned, without a model.
     """
 
-    def __init__(self, evidence: Any) -> None:
+    def __init__(self, evidence: Any, what_to_do: str = _KEEP_OR_WIDEN) -> None:
         self.evidence = evidence
         self.result: Any = None
         failed = ", ".join(f"{gate.name} {gate.measured:.3g} > {gate.limit:.3g}" for gate in evidence.failed_gates)
-        budgeted = "mean path" not in {gate.name for gate in evidence.gates}  # only a budget does without that gate
-        hint = "keep the latents concerned with --keep, or give the gate a wider tolerance"
-        if budgeted:
-            hint = (
-                f"the best that was found loses {evidence.sampling.elbo_difference:.3g} nats on the rows that judge; "
-                "they differ from those that chose, so ask for a little more or less --budget, or give more rows"
-            )
-        super().__init__(f"verification failed: {failed}", f"nothing was written; {hint}")
+        super().__init__(f"verification failed: {failed}", f"nothing was written; {what_to_do}")
 
 
 def one_line(text: str) -> str:

@@ -224,6 +224,8 @@ class _Job:
             same_epochs=self.recovery.original,
         )
         evidence = dataclasses.replace(evidence, fired=self.found.fired)
+        if not evidence.passed and "budget" in self.plan.data:
+            raise VerificationFailed(evidence, _missed(evidence))
         if not evidence.passed:
             raise VerificationFailed(evidence)
         return dataclasses.replace(self.found, model=final, evidence=evidence)
@@ -269,6 +271,14 @@ class _Job:
         write_model_folder(shrunk, target, force=force, more=more)
         final.provenance |= {"shrunk": entry}
         return dataclasses.replace(results[0], out=target)
+
+
+def _missed(evidence: Evidence) -> str:
+    """What to do where a budget that was met on the rows that chose is missed on those that judge."""
+    return (
+        f"the best that was found loses {(evidence.fair or evidence.sampling).elbo_difference:.3g} nats on the rows "
+        "that judge, which are others than those that chose: ask for another --budget, or give more rows"
+    )
 
 
 def _parameters(model: VAE) -> int:

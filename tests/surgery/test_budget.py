@@ -24,7 +24,7 @@ BUDGETS = (0.3, 1.0, 3.0, 8.0)
 
 
 def ready(vae: BuiltVAE, data: DataSets) -> Planner:
-    return planner(vae, data, analyze(vae, data, ablate="none"), hidden=True, search=True)
+    return planner(vae, data, analyze(vae, data, ablate="none"), hidden=True, budget=1.0)
 
 
 @functools.cache
