@@ -17,7 +17,7 @@ from vaeprune.surgery.elimination import Order, Reader, eliminate
 from vaeprune.surgery.links import Basis, best_basis, linear_link
 from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.refitting import Mixture
-from vaeprune.surgery.regression import as_matrix, columns_of, rank_costs, roots
+from vaeprune.surgery.regression import as_matrix, columns_of, rank_costs, root
 
 
 class Choice(Protocol):
@@ -141,7 +141,7 @@ def _order(subject: Subject, channels: Channels, layer: Sequence[Group], moments
             readers.append(Reader(weight.flatten(1).double(), covariance, seen.fisher, columns, enough))
             continue
         # all taps take the same combination: their costs add up to one quadratic form in the channels
-        root = roots(torch.einsum("oct,op,pdt->cd", weight.double(), seen.fisher, weight.double()))[0]
+        form = root(torch.einsum("oct,op,pdt->cd", weight.double(), seen.fisher, weight.double()))
         channels_alone = [list(group.reads.get(call, ())) for group in layer]
-        readers.append(Reader(root, covariance, torch.eye(len(root), dtype=root.dtype), channels_alone, enough))
+        readers.append(Reader(form, covariance, torch.eye(len(form), dtype=form.dtype), channels_alone, enough))
     return eliminate(readers, len(layer))

@@ -17,7 +17,7 @@ from vaeprune.surgery.channels import Call, Channels, Group, Side
 from vaeprune.surgery.curvature import Moments
 from vaeprune.surgery.elimination import Order
 from vaeprune.surgery.probe import Run, Subject, Watcher
-from vaeprune.surgery.regression import as_matrix, roots
+from vaeprune.surgery.regression import as_matrix, best_combinations
 from vaeprune.surgery.sites import Site
 
 _ROUNDING = 1e-9
@@ -71,12 +71,11 @@ def best_basis(
         written = written + torch.outer(mean, mean)  # no bias takes the mean over, so it has to go through
     order = [group.writes[writer][0] for group in layer]
     written, fisher = (matrix[order][:, order] for matrix in (written, seen.fisher))
-    root, inverse = roots(written)
-    _, values, right = torch.linalg.svd(roots(fisher)[0] @ root)
+    combinations, values = best_combinations(torch.eye(len(written), dtype=written.dtype), written, fisher)
     costs = 0.5 * values.square().flip(0).cumsum(0)
     size = len(layer)
     falling = Order(tuple(range(size - 1, 0, -1)), tuple(costs[: size - 1].tolist()))
-    return Basis(writer, tuple(order), right @ inverse, falling)
+    return Basis(writer, tuple(order), combinations, falling)
 
 
 def _commutes(subject: Subject, writer: Call, layer: Sequence[Group], reads: set[Call]) -> bool:

@@ -138,20 +138,30 @@ def best_rows(weight: Tensor, x: Tensor, fisher: Tensor, rank: int, centred: boo
     """
     x = x.double()
     moments = gram(x - x.mean(0) if centred else x).cpu()
-    root, inverse = roots(moments)
-    _, _, right = torch.linalg.svd(roots(fisher)[0] @ weight.double().cpu() @ root, full_matrices=False)
-    rows: Tensor = right[:rank] @ inverse
-    return rows.to(weight)
+    return best_combinations(weight.double().cpu(), moments, fisher)[0][:rank].to(weight)
+
+
+def best_combinations(weight: Tensor, moments: Tensor, fisher: Tensor) -> tuple[Tensor, Tensor]:
+    """All combinations (r, M) of what weight (O, M) reads, the best first, and the singular values of F^½ W S^½.
+
+    They are taken as Σ⁻¹PᵀF^½W rather than as QᵀS^-½, which is the same on the data: so no direction that the data do
+    not take gets a large weight.
+    """
+    curved = root(fisher) @ weight
+    left, values, _ = torch.linalg.svd(curved @ root(moments), full_matrices=False)
+    size = values.clamp_min(_SINGULAR * float(values.max().clamp_min(1e-30)))
+    return (left.T @ curved) / size[:, None], values
 
 
 def rank_costs(weight: Tensor, covariance: Tensor, fisher: Tensor) -> Tensor:
     """What keeping only r combinations costs, for r = 0, 1, ... (nats per row), float64."""
-    values = torch.linalg.svdvals(roots(fisher)[0] @ weight.double() @ roots(covariance)[0])
+    values = torch.linalg.svdvals(root(fisher) @ weight.double() @ root(covariance))
     return torch.cat([0.5 * values.square().flip(0).cumsum(0).flip(0), values.new_zeros(1)])
 
 
-def roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Square root of a positive semidefinite matrix, and its inverse with a little added where it is singular."""
+def root(matrix: Tensor) -> Tensor:
+    """Square root of a positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     values = values.clamp_min(_SINGULAR * float(values.max().clamp_min(1e-30)))
-    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
+    found: Tensor = (vectors * values.sqrt()) @ vectors.T
+    return found
