@@ -17,6 +17,7 @@ from vaeprune.surgery.regression import (
     Places,
     as_matrix,
     as_weight,
+    balanced,
     columns_of,
     features,
     gram,
@@ -250,3 +251,21 @@ def test_ones_are_a_feature_for_the_bias() -> None:
 
 def test_gram_can_be_inverted_even_where_all_is_zero() -> None:
     assert torch.linalg.inv(gram(torch.zeros(7, 3))).isfinite().all()
+
+
+def test_balanced_factors_have_the_same_product_and_are_no_larger_than_it_needs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    up, down = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((7, 3), (3, 5)))
+    mixing = torch.tensor([[1, 1e2, 0], [0, 1, 1e2], [0, 0, 1]], dtype=torch.float64)
+    left, right = balanced(up @ mixing, torch.linalg.solve(mixing, down))
+    torch.testing.assert_close(left @ right, up @ down, rtol=0, atol=1e-9)
+    roots = torch.linalg.svdvals(up @ down)[:3].sqrt()
+    for factor in (left, right):
+        torch.testing.assert_close(torch.linalg.svdvals(factor), roots, rtol=1e-6, atol=1e-9)
+
+
+def test_balanced_factors_lose_a_rank_that_the_rows_cannot_have() -> None:
+    up, down = torch.tensor([[3.0, 4.0]], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    left, right = balanced(up, down)
+    assert left.shape == (1, 1) and right.shape == (1, 2)
+    torch.testing.assert_close(left @ right, up)

@@ -153,6 +153,18 @@ def best_combinations(weight: Tensor, moments: Tensor, fisher: Tensor) -> tuple[
     return (left.T @ curved) / size[:, None], values
 
 
+def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product of up (O, r) and down (r, M), shared out so that neither is larger than it has to be.
+
+    With W = PSQᵀ they become PS^½ and S^½Qᵀ. Rounding in a product is as large as its factors are; a fit leaves some
+    whose large entries only cancel, and with those float32 loses another digit.
+    """
+    outer, inner = torch.linalg.qr(up), torch.linalg.qr(down.T)
+    left, values, right = torch.linalg.svd(outer.R @ inner.R.T, full_matrices=False)
+    shared = values.sqrt()
+    return (outer.Q @ left) * shared, shared[:, None] * (right @ inner.Q.T)
+
+
 def rank_costs(weight: Tensor, covariance: Tensor, fisher: Tensor) -> Tensor:
     """What keeping only r combinations costs, for r = 0, 1, ... (nats per row), float64."""
     values = torch.linalg.svdvals(root(fisher) @ weight.double() @ root(covariance))

@@ -23,7 +23,7 @@ from vaeprune.surgery.observing import passes
 from vaeprune.surgery.plan import Left, Plan
 from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.refitting import Refit, Removed, refit
-from vaeprune.surgery.regression import MOST_FEATURES, as_weight
+from vaeprune.surgery.regression import MOST_FEATURES, as_weight, balanced
 from vaeprune.surgery.sites import Site
 
 Aim = Literal["size", "latency"]
@@ -123,8 +123,8 @@ class Spending:
         rows = kept.get((key, site.output_axis), list(range(len(up))))
         columns = kept.get((key, site.input_axis), list(range(down.shape[1])))
         kernel = [size for axis, size in enumerate(weight.shape) if axis not in (site.output_axis, site.input_axis)]
-        first = down[:, columns].double().cpu().reshape(-1, len(columns), *kernel)
-        second = up[rows].double().cpu()
+        second, narrow = balanced(up[rows].double().cpu(), down[:, columns].double().cpu().flatten(1))
+        first = narrow.reshape(-1, len(columns), *kernel)
         return first.movedim((0, 1), (site.output_axis, site.input_axis)), second.reshape(
             *second.shape, *[1] * len(kernel)
         )
