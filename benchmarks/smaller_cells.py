@@ -26,17 +26,18 @@ from vaeprune.training import train
 from vaeprune.verification import elbo_difference
 
 EPOCHS = 2
+PRUNED, SCRATCH = "torch-pruning", "from scratch"
 # what decides how small a network gets; a change of the rest leaves the kept results as they are
 _DECIDING = ("surgery", "analysis", "shrinking.py", "recovering.py", "recovery.py", "verification.py")
 
 
 @dataclass(frozen=True)
 class Column:
-    """One way to call `shrink`; `opponents`: whether others are measured at the same number of weights."""
+    """One way to call `shrink`; `opponents`: who else is measured at the same number of weights."""
 
     title: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    opponents: bool = False
+    opponents: tuple[str, ...] = ()
 
     @property
     def recovered(self) -> bool:
@@ -47,8 +48,8 @@ class Column:
 _ALL = (
     Column("exact"),
     Column("0.1 nat", {"budget": 0.1}),
-    Column("1 nat", {"budget": 1.0}, opponents=True),
-    Column("1 nat, two epochs", {"budget": 1.0, "recover_epochs": EPOCHS, "fair": True}, opponents=True),
+    Column("1 nat", {"budget": 1.0}, (PRUNED, SCRATCH)),
+    Column("1 nat, two epochs", {"budget": 1.0, "recover_epochs": EPOCHS, "fair": True}, (PRUNED,)),
     Column("1 nat factorized", {"budget": 1.0, "factorize": True}),
 )
 COLUMNS = tuple(column for column in _ALL if set(column.options) <= set(inspect.signature(shrink).parameters))

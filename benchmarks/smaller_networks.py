@@ -4,7 +4,7 @@ Times fewer counts all float tensors of the state dict. Losses are nats of ELBO 
 paired noise, with their 95% interval, against the original; after recovery against the original trained as long. Asked
 for: the figures in brackets. At our number of weights, on the same rows: Torch-Pruning 1.6.1 (from our model without
 its idle latents, by the better of two importances; it may keep 1% more), and, with VAEPRUNE_BENCH_SCRATCH=1, a network
-of our widths trained from scratch for 40 epochs.
+of the widths that one nat leaves, trained from scratch for 40 epochs.
 
 What was measured is kept in out/benchmarks/smaller.json and measured again where the library has changed.
 """
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.kept_results import Kept
-from benchmarks.smaller_cells import COLUMNS, LIBRARY, Bench, Column
+from benchmarks.smaller_cells import COLUMNS, LIBRARY, PRUNED, SCRATCH, Bench, Column
 from benchmarks.structured_pruning import version
 from benchmarks.trained_networks import NETWORKS, TRAINED_HERE, Network
 from vaeprune.errors import DataError
 
-SCRATCH = "VAEPRUNE_BENCH_SCRATCH"
+WITH_SCRATCH = "VAEPRUNE_BENCH_SCRATCH"
 RESULTS = TRAINED_HERE / "smaller.json"
 ASKED: dict[str, dict[str, float]] = {
     "mnist-torch": {"exact": 1.3, "0.1 nat": 1.6, "1 nat": 2.1, "1 nat, two epochs": 2.2, "1 nat factorized": 4.4},
@@ -30,7 +30,6 @@ ASKED: dict[str, dict[str, float]] = {
     "mnist-conv": {"exact": 1.0, "0.1 nat": 1.2, "1 nat": 1.5, "1 nat, two epochs": 1.8},
     "tiles-conv": {"exact": 1.0, "0.1 nat": 1.3, "1 nat": 1.75, "1 nat, two epochs": 1.8},
 }
-_OTHERS = ("torch-pruning", "from scratch")
 
 
 def main(*keys: str) -> None:
@@ -39,8 +38,8 @@ def main(*keys: str) -> None:
     chosen = [network for network in NETWORKS if not keys or network.key in keys]
     if version() is None:
         print("Torch-Pruning left out: pip install torch-pruning")
-    if not os.environ.get(SCRATCH):
-        print(f"training from scratch left out: it takes an hour; set {SCRATCH}=1")
+    if not os.environ.get(WITH_SCRATCH):
+        print(f"training from scratch left out: it takes an hour; set {WITH_SCRATCH}=1")
     for network in chosen:
         try:
             bench = Bench(network)
@@ -64,13 +63,11 @@ def _measure(bench: Bench, kept: Kept) -> None:
     key = bench.network.key
     for column in COLUMNS:
         ours = _once(kept, (key, column.title), LIBRARY, lambda column=column: bench.ours(column))  # type: ignore[misc]
-        if not column.opponents:
-            continue
-        if version() is not None:
-            name, at = f"{column.title}, torch-pruning", f"{version()}, {ours['weights']}, {ours['kept_latents']}"
+        if PRUNED in column.opponents and version() is not None:
+            name, at = f"{column.title}, {PRUNED}", f"{version()}, {ours['weights']}, {ours['kept_latents']}"
             _once(kept, (key, name), at, lambda ours=ours, column=column: bench.torch_pruning(column, ours))  # type: ignore[misc]
-        if os.environ.get(SCRATCH):
-            name, at = f"{column.title}, from scratch", f"{ours['architecture']}"
+        if SCRATCH in column.opponents and os.environ.get(WITH_SCRATCH):
+            name, at = f"{column.title}, {SCRATCH}", f"{ours['architecture']}"
             _once(kept, (key, name), at, lambda ours=ours, column=column: bench.from_scratch(column, ours))  # type: ignore[misc]
 
 
@@ -123,7 +120,7 @@ def _print_others(networks: list[Network], kept: Kept) -> None:
         for column in columns:
             ours, *others = (
                 kept.get((network.key, title))
-                for title in (column.title, *(f"{column.title}, {other}" for other in _OTHERS))
+                for title in (column.title, *(f"{column.title}, {other}" for other in (PRUNED, SCRATCH)))
             )
             _print_row(network.title, column.title, *(_cell(entry) for entry in (ours, *others)))
             verdicts += _wins(network, column, ours, others)
