@@ -14,8 +14,7 @@ from vaeprune.analysis.latents import Interval
 from vaeprune.errors import UsageError
 from vaeprune.onnx_export import OnnxErrors
 from vaeprune.surgery.firing import Fired
-
-EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+from vaeprune.surgery.reference import EXACT_TOLERANCE
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from vaeprune.posterior import VAE, Posterior, negative_elbo
 from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.probe import Subject
-from vaeprune.surgery.reference import Reference
+from vaeprune.surgery.reference import Agreement, Reference, larger
 
 _DOUBLE_ROWS = 256
 
@@ -64,7 +64,7 @@ def verify(
             comparison.see(*batch)
         exact = None
         if plan is not None and not fine_tuned:
-            exact = Exact(*comparison.exact(), in_double)
+            exact = Exact(*comparison.agreement.largest(), in_double)
     found = onnx_errors(b, onnx, sets.verify) if onnx is not None else None
     mean_path, sampling = comparison.mean_path.result(), comparison.sampling()
     prior = comparison.prior.result() if kept is not None else None
@@ -97,7 +97,7 @@ class _Running:
 
     def see(self, reference: Tensor, found: Tensor) -> None:
         difference = (reference.double() - found.double()).abs()
-        self._largest = _max(self._largest, difference.max().item())
+        self._largest = larger(self._largest, difference.max().item())
         self._squares += difference.square().sum().item()
         self._count += difference.numel()
 
@@ -115,8 +115,7 @@ class _Comparison:
         self._generator = torch.Generator().manual_seed(seed)
         self._low, self._high = math.inf, -math.inf
         self._losses: list[Tensor] = []
-        self._scale = dict.fromkeys(("mean", "logvar", "posterior", "prior"), 0.0)
-        self._difference = dict(self._scale)
+        self.agreement = Agreement()
 
     @property
     def span(self) -> float:
@@ -128,8 +127,8 @@ class _Comparison:
         p, q = self.a.encode(x, *condition), self.b.encode(x, *condition)
         reference = self.a.decode(p.mean, *condition)
         self._low, self._high = (
-            _min(self._low, reference.min().item()),
-            _max(self._high, reference.max().item()),
+            _smaller(self._low, reference.min().item()),
+            larger(self._high, reference.max().item()),
         )
         self.mean_path.see(reference, self.b.decode(q.mean, *condition))
         z = self._compare_losses(x, p, q, condition)
@@ -139,11 +138,11 @@ class _Comparison:
         self.prior.see(self.a.decode(prior, *condition), self.b.decode(prior[:, self.kept], *condition))
         if self._reference is not None:
             held = self._reference.encode(x, *condition)
-            self._compare("mean", held.mean, q.mean)
-            self._compare("logvar", held.logvar, q.logvar)
+            self.agreement.see("mean", held.mean, q.mean)
+            self.agreement.see("logvar", held.logvar, q.logvar)
             for name, latents in (("posterior", z), ("prior", prior)):
                 decoded = self._reference.decode(latents, *condition)
-                self._compare(name, decoded, self.b.decode(latents[:, self.kept], *condition))
+                self.agreement.see(name, decoded, self.b.decode(latents[:, self.kept], *condition))
 
     def see_losses(self, x: Tensor, *condition: Tensor) -> None:
         """One batch of rows, for the ELBO alone."""
@@ -158,25 +157,11 @@ class _Comparison:
         self._losses.append(negative_elbo(self.b, x, q.sample(own), q, condition) - before)
         return z
 
-    def exact(self) -> tuple[float, float]:
-        """Largest absolute, and largest relative difference over the four tensors."""
-        relative = [self._difference[name] / max(scale, 1e-30) for name, scale in self._scale.items()]
-        return max(self._difference.values(), key=_rank), max(relative, key=_rank)
-
     def sampling(self) -> Sampling:
         """Mean and interval of the paired ELBO differences."""
         losses = torch.cat(self._losses).double()
         error = losses.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else math.inf
         return Sampling(losses.mean().item(), interval(losses.mean().item(), error))
-
-    def _compare(self, name: str, reference: Tensor, found: Tensor) -> None:
-        if reference.shape != found.shape:
-            raise ModelError(
-                f"smaller model: {name} has shape {tuple(found.shape[1:])}, expected {tuple(reference.shape[1:])}"
-            )
-        difference = (reference.double() - found.double()).abs().max().item()
-        self._difference[name] = _max(self._difference[name], difference)
-        self._scale[name] = _max(self._scale[name], reference.abs().max().item())
 
     def _fresh(self, like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=self._generator).to(like)
@@ -200,7 +185,7 @@ def _exact_in_double(original: VAE, plan: Plan, rows: Rows, seed: int) -> float 
             seen += len(batch[0])
             if seen >= _DOUBLE_ROWS:
                 break
-    return comparison.exact()[1]
+    return comparison.agreement.largest()[1]
 
 
 def _kept_latents(a: VAE, b: VAE, plan: Plan | None) -> Tensor | None:
@@ -215,14 +200,5 @@ def _kept_latents(a: VAE, b: VAE, plan: Plan | None) -> Tensor | None:
     return torch.tensor(plan.kept_latents)
 
 
-def _max(a: float, b: float) -> float:
-    """The larger; NaN wins, so that it reaches a gate."""
-    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)
-
-
-def _min(a: float, b: float) -> float:
+def _smaller(a: float, b: float) -> float:
     return math.nan if math.isnan(a) or math.isnan(b) else min(a, b)
-
-
-def _rank(value: float) -> float:
-    return math.inf if math.isnan(value) else value

@@ -134,7 +134,7 @@ def test_a_network_of_one_unit_a_layer_has_nothing_to_give() -> None:
 def test_latency_is_spent_on_other_layers_than_size() -> None:
     vae = convolutional([], 3, channels=5)
     data = as_data(rows(500, vae.input_shape))
-    made = {aim: ready(vae, data).within(2.0, aim) for aim in ("size", "latency")}
+    made = {aim: ready(vae, data).within(4.0, aim) for aim in ("size", "latency")}
     smaller = {aim: cut(vae, plan) for aim, plan in made.items()}
     assert made["size"].slices != made["latency"].slices
     costs = {aim: (weights(net), flops(net)) for aim, net in smaller.items()}

@@ -267,5 +267,6 @@ def test_balanced_factors_have_the_same_product_and_are_no_larger_than_it_needs(
 def test_balanced_factors_lose_a_rank_that_the_rows_cannot_have() -> None:
     up, down = torch.tensor([[3.0, 4.0]], dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     left, right = balanced(up, down)
-    assert left.shape == (1, 1) and right.shape == (1, 2)
+    assert left.shape == (1, 1)
+    assert right.shape == (1, 2)
     torch.testing.assert_close(left @ right, up)

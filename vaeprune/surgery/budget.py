@@ -71,6 +71,12 @@ class Search:
 
     def within(self, budget: float) -> Spent:
         """The smallest network found whose loss is within `budget` nats per row."""
+        while True:
+            spent = self._found(budget)
+            if spent.plan is None or not self._spending.kept_whole(spent.plan):
+                return spent
+
+    def _found(self, budget: float) -> Spent:
         spending = self._spending
         factors = [1.0] * len(spending.choices)
         for _ in range(_CORRECTIONS):

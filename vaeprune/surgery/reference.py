@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
+from vaeprune.errors import ModelError
 from vaeprune.posterior import VAE, Posterior
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.probe import Subject, Watcher
 from vaeprune.surgery.sites import Site
+
+# largest difference that rounding may cause, as a share of the largest value of the same tensor
+EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
 class Reference:
@@ -70,3 +75,34 @@ class Holding(Watcher):
         moved = value.movedim(site.operand_dim, -1)
         values = constants.nan_to_num().to(moved)
         return torch.where(gone.to(moved.device), values, moved).movedim(-1, site.operand_dim)
+
+
+class Agreement:
+    """The largest differences between tensors that must be the same but for rounding, batch by batch."""
+
+    def __init__(self) -> None:
+        self._scale: dict[str, float] = {}
+        self._difference: dict[str, float] = {}
+
+    def see(self, name: str, reference: Tensor, found: Tensor) -> None:
+        """One batch of a named tensor. Raises ModelError if the shapes differ."""
+        if reference.shape != found.shape:
+            raise ModelError(
+                f"smaller model: {name} has shape {tuple(found.shape[1:])}, expected {tuple(reference.shape[1:])}"
+            )
+        difference = (reference.double() - found.double()).abs().max().item()
+        self._difference[name] = larger(self._difference.get(name, 0.0), difference)
+        self._scale[name] = larger(self._scale.get(name, 0.0), reference.abs().max().item())
+
+    def largest(self) -> tuple[float, float]:
+        """The largest absolute difference, and the largest as a share of its tensor's largest value; NaN wins."""
+        absolute = relative = 0.0
+        for name, scale in self._scale.items():
+            absolute = larger(absolute, self._difference[name])
+            relative = larger(relative, self._difference[name] / max(scale, 1e-30))
+        return absolute, relative
+
+
+def larger(a: float, b: float) -> float:
+    """The larger of two; NaN wins, so that it reaches a gate."""
+    return math.nan if math.isnan(a) or math.isnan(b) else max(a, b)

@@ -24,6 +24,7 @@ from vaeprune.surgery.plan import Left, Plan
 from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.refitting import Refit, Removed, refit
 from vaeprune.surgery.regression import MOST_FEATURES, as_weight, balanced
+from vaeprune.surgery.rounding import pair_that_rounds
 from vaeprune.surgery.sites import Site
 
 Aim = Literal["size", "latency"]
@@ -60,11 +61,15 @@ class Spending:
         self._select = sets.select
         self._base = _losses(self._subject, sets.select) if original is None else _losses_before(*original, sets.select)
         self._skipped: dict[str, str] = {}
+        self._whole: list[str] = []
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Weights that could not be fitted anew, and why."""
-        return tuple(f"{key}: not fitted anew, {why}" for key, why in self._skipped.items())
+        """Weights that could not be fitted anew or made two, and why."""
+        return (
+            *(f"{key}: not fitted anew, {why}" for key, why in self._skipped.items()),
+            *(f"{path}: stays one layer, as two it rounds more than the exact check allows" for path in self._whole),
+        )
 
     def size(self, chosen: Sequence[int]) -> float:
         """Size at these levels, as a share of the whole."""
@@ -107,13 +112,24 @@ class Spending:
         values = {**fitted.weights, **fitted.biases}
         factors = {}
         for key, (up, down) in fitted.factors.items():
-            product = torch.einsum("or,rct->oct", up.double(), down.double())
-            values[key] = as_weight(product, self._site(key), values[key])  # the pair's to the last digit
-            factors[key.rpartition(".")[0]] = self._pair(key, sliced(key, values[key]), up, down, kept)
+            # rounded before they are multiplied, so that the product is the pair's to the last digit
+            wide, narrow = (f.to(up.dtype).double() for f in balanced(up.double(), down.double().flatten(1)))
+            down = narrow.reshape(-1, *down.shape[1:])
+            values[key] = as_weight(torch.einsum("or,rct->oct", wide, down), self._site(key), values[key])
+            factors[key.rpartition(".")[0]] = self._pair(key, sliced(key, values[key]), wide, down, kept)
         changes = {
             key: sliced(key, value.double() - self._subject.weight(key).double()) for key, value in values.items()
         }
         return replace(made, refits=assembler.all_names(changes), factors=factors)
+
+    def kept_whole(self, made: Plan) -> bool:
+        """Whether a layer that `made` makes two of rounds too much so; it is then no longer among the choices."""
+        path = pair_that_rounds(self._hidden.vae, made, self._select)
+        if path is None:
+            return False
+        self._whole.append(path)
+        self.choices = [c for c in self.choices if not (isinstance(c, RankChoice) and c.path == path)]
+        return True
 
     def _pair(
         self, key: str, weight: Tensor, up: Tensor, down: Tensor, kept: dict[Axis, list[int]]
@@ -123,8 +139,8 @@ class Spending:
         rows = kept.get((key, site.output_axis), list(range(len(up))))
         columns = kept.get((key, site.input_axis), list(range(down.shape[1])))
         kernel = [size for axis, size in enumerate(weight.shape) if axis not in (site.output_axis, site.input_axis)]
-        second, narrow = balanced(up[rows].double().cpu(), down[:, columns].double().cpu().flatten(1))
-        first = narrow.reshape(-1, len(columns), *kernel)
+        first = down[:, columns].double().cpu().reshape(-1, len(columns), *kernel)
+        second = up[rows].double().cpu()
         return first.movedim((0, 1), (site.output_axis, site.input_axis)), second.reshape(
             *second.shape, *[1] * len(kernel)
         )
