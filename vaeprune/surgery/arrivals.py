@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vaeprune.posterior import VAE
-from vaeprune.surgery.disturbing import Disturbed, Isolated, by_channel, differs
-from vaeprune.surgery.probe import Recorder, Subject, Watcher
+from vaeprune.surgery.disturbing import Disturbed, Isolated, by_channel, differs, growth_of
+from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.sites import Passenger, Site, Unknown
 from vaeprune.surgery.trace import FINITE_CHANGES, SWALLOWED, rows_at_once
 
@@ -31,12 +31,9 @@ class Arrivals:
         self._subject, self._run, self._of_output = subject, run, of_output
         self.before = Uses()
         self._at_rest: tuple[Tensor, ...] = subject.run(lambda vae: run(vae, 1), self.before)
-        one, two = _Shapes(), _Shapes()
-        subject.run(lambda vae: run(vae, 1), one)
-        subject.run(lambda vae: run(vae, 2), two)
-        self.unbatched = one.calls_that_grow_unlike(two)
-        by_rows = not self.unbatched and one.passed_shapes_grow_as(two)
-        self.at_once = rows_at_once(self.before) if by_rows else 1
+        growth = growth_of(subject, run)
+        self.unbatched = growth.unbatched
+        self.at_once = rows_at_once(self.before) if growth.by_rows else 1
 
     def ports(
         self, marks: Mapping[int, Tensor], rows: int, changes: Sequence[float] = NAN_AND_FINITE
@@ -99,36 +96,6 @@ class Uses(Recorder):
         """Note parameters of calls that are not understood."""
         self.uses += [(key, call.function) for key in call.keys]
         return value
-
-
-class _Shapes(Watcher):
-    """The shapes of what weights read, and of what comes out of per-channel parameters, in the order of a run."""
-
-    def __init__(self) -> None:
-        self._read: list[tuple[int, ...]] = []
-        self._passed: list[tuple[int, ...]] = []
-
-    def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
-        """Note the shape."""
-        self._read.append(tuple(value.shape))
-        return value
-
-    def passed(self, passenger: Passenger, value: Tensor) -> None:
-        """Note the shape."""
-        self._passed.append(tuple(value.shape))
-
-    def calls_that_grow_unlike(self, two: _Shapes) -> frozenset[int]:
-        """The calls whose operand, of one row here, has not one more in its first dimension with `two` rows."""
-        pairs = zip(self._read, two._read, strict=False)
-        return frozenset(call for call, (one, more) in enumerate(pairs) if not _by_rows(one, more))
-
-    def passed_shapes_grow_as(self, two: _Shapes) -> bool:
-        """Whether everything that went through per-channel parameters is by rows."""
-        return all(_by_rows(one, more) for one, more in zip(self._passed, two._passed, strict=False))
-
-
-def _by_rows(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
-    return one[:1] == (1,) and two[:1] == (2,) and one[1:] == two[1:]
 
 
 def _name(port: Port) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaeprune.errors import TraceError
-from vaeprune.surgery.probe import Recorder, Run, Watcher
+from vaeprune.posterior import VAE
+from vaeprune.surgery.probe import Recorder, Run, Subject, Watcher
 from vaeprune.surgery.sites import Passenger, Site, Unknown
 
 _GOLDEN = 0.6180339887  # its multiples, taken modulo 1, lie evenly: no two channels change by the same
@@ -101,6 +103,48 @@ class Disturbed(Isolated):
         apart = 1 + (_GOLDEN * torch.arange(marks.shape[1], dtype=value.dtype, device=value.device)) % 1
         change = torch.where(marks, self._change * apart, 0.0).to(value)
         return value + change.view(shape)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What grows with the batch: `unbatched` calls read something that has not one row more for each of its rows.
+
+    `by_rows`: whether all has, what passes per-channel parameters included; if not, rows cannot be told apart.
+    """
+
+    unbatched: frozenset[int]
+    by_rows: bool
+
+
+def growth_of(subject: Subject, run: Callable[[VAE, int], Any]) -> Growth:
+    """Compare a run of one row with one of two."""
+    one, two = _Shapes(), _Shapes()
+    subject.run(lambda vae: run(vae, 1), one)
+    subject.run(lambda vae: run(vae, 2), two)
+    unbatched = frozenset(c for c, pair in enumerate(zip(one.read, two.read, strict=False)) if not _by_rows(*pair))
+    passed = all(_by_rows(*pair) for pair in zip(one.passed_on, two.passed_on, strict=False))
+    return Growth(unbatched, passed and not unbatched)
+
+
+class _Shapes(Watcher):
+    """The shapes of what weights read, and of what comes out of per-channel parameters, in the order of a run."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[int, ...]] = []
+        self.passed_on: list[tuple[int, ...]] = []
+
+    def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
+        """Note the shape."""
+        self.read.append(tuple(value.shape))
+        return value
+
+    def passed(self, passenger: Passenger, value: Tensor) -> None:
+        """Note the shape."""
+        self.passed_on.append(tuple(value.shape))
+
+
+def _by_rows(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
+    return one[:1] == (1,) and two[:1] == (2,) and one[1:] == two[1:]
 
 
 def differs(value: Tensor, before: Tensor) -> Tensor:
