@@ -34,7 +34,7 @@ def narrow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More units than a few rows can tell apart."""
-    return _written(tmp_path_factory.mktemp("wide") / "model", 64, 2, 0.0)
+    return _written(tmp_path_factory.mktemp("wide") / "model", 96, 2, 0.0)
 
 
 @pytest.mark.parametrize("options", [(), ("--budget", 2)], ids=["network", "budget"])
@@ -59,8 +59,8 @@ def test_a_model_with_no_removable_unit_is_told_in_words(vaeprune, narrow_model,
 
 
 def test_rows_too_few_for_a_fit_are_said_by_weight(vaeprune, wide_model, rows, desk):
-    """Some seventy calibration rows cannot tell 64 units apart."""
-    ran = vaeprune("shrink", wide_model, "--data", rows, "--rows", 120, "--budget", 2, "--dry-run", "--json")
+    """Some ninety calibration rows cannot tell 96 units apart."""
+    ran = vaeprune("shrink", wide_model, "--data", rows, "--rows", 150, "--budget", 2, "--dry-run", "--json")
     assert ran.code == 0
     assert ran.json["removed_channels"] > 0
     skipped = [note for note in ran.json["notes"] if "not fitted anew" in note]

@@ -133,8 +133,8 @@ def _sparing(order: Order, subject: Subject, layer: Sequence[Group]) -> Order:
     kept: list[tuple[int, float]] = []
     for number, cost in zip(order.groups, order.costs, strict=True):
         entries = layer[number].entries
-        for key, axis in entries:
-            left.setdefault((key, axis), subject.weight(key).shape[axis])
+        for axis in entries:
+            left.setdefault(axis, subject.weight(axis[0]).shape[axis[1]])
         if all(left[axis] > len(gone) for axis, gone in entries.items()):
             kept.append((number, cost))
             for axis, gone in entries.items():
