@@ -60,10 +60,23 @@ def test_a_model_with_no_removable_unit_is_told_in_words(vaeprune, narrow_model,
 
 def test_rows_too_few_for_a_fit_are_said_by_weight(vaeprune, wide_model, rows, desk):
     """Some ninety calibration rows cannot tell 96 units apart."""
-    ran = vaeprune("shrink", wide_model, "--data", rows, "--rows", 150, "--budget", 2, "--dry-run", "--json")
+    ran = vaeprune("shrink", wide_model, "--data", rows, "--rows", 150, "--budget", 0.2, "--dry-run", "--json")
     assert ran.code == 0
     assert ran.json["removed_channels"] > 0
     skipped = [note for note in ran.json["notes"] if "not fitted anew" in note]
-    assert any(re.match(r"mean_head.weight: not fitted anew, \d+ rows are too few for \d+ inputs", n) for n in skipped)
+    assert skipped, ran.json["notes"]
+    told = re.compile(r"\S+\.weight: not fitted anew, \d+ rows are too few for \d+ inputs")
+    assert all(told.fullmatch(note) for note in skipped), skipped
     assert set(skipped) <= set(ran.err.splitlines())
+    assert list(desk.iterdir()) == []
+
+
+def test_a_failed_gate_of_a_budget_leaves_nothing_written(vaeprune, wide_model, rows, desk):
+    words = ("--data", rows, "--out", "small", "--budget", 0.2, "--onnx-tolerance", 0, "--json")
+    ran = vaeprune("shrink", wide_model, *words)
+    assert ran.code == 1
+    assert ran.json["out"] is None
+    assert ran.json["removed_channels"] > 0
+    failed = [gate["name"] for gate in ran.json["evidence"]["gates"] if not gate["passed"]]
+    assert any("onnx" in name.lower() for name in failed), failed
     assert list(desk.iterdir()) == []
