@@ -225,6 +225,16 @@ def test_grouped_convolutions_lose_whole_groups_or_nothing() -> None:
     assert smaller.encoder[2].weight.shape == (4, 2, 3, 3)
 
 
+def test_a_grouped_transposed_convolution_stays_and_the_rest_goes() -> None:
+    grouped = nn.ConvTranspose2d(6, 6, 3, padding=1, groups=3)
+    vae = _convolutions(nn.ReLU(), grouped, nn.ReLU(), nn.Conv2d(6, 6, 1), nn.Tanh())
+    dead(vae.encoder[0], 0, 1)
+    dead(vae.encoder[4], 5, bias=0.0)
+    _, made, smaller = cut_hidden(vae, {"encoder.4.weight": [5]})
+    assert "conv_transpose2d with encoder.2.weight" in left_of(made)["encoder.0.weight"]
+    assert smaller.encoder[2].groups == 3
+
+
 # ---- several paths
 
 

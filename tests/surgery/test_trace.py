@@ -436,10 +436,32 @@ def test_rows_that_are_mixed_in_the_decoder_are_refused() -> None:
         planned(decoding(lambda m, z: m.last(m.first(z - z.mean(0)))), [1])
 
 
-def test_rows_that_are_folded_into_channels_are_refused() -> None:
+def test_rows_that_are_folded_into_each_other_are_no_licence_to_cut() -> None:
     vae = decoding(lambda m, z: m.last(m.first(z.reshape(1, -1).reshape(-1, 4).repeat(2, 1)))[: len(z)])
-    with pytest.raises(TraceError, match=r"kept apart|keep the batch"):
-        planned(vae, [1])
+    cut_exactly_or_refused(vae, [1])
+
+
+def test_a_weight_in_the_decoder_that_reads_no_batch_does_not_keep_latents() -> None:
+    """Positions on the way to the output."""
+
+    def decode(m: nn.Module, z: Tensor) -> Tensor:
+        places = torch.linspace(0.1, 0.9, 12, dtype=z.dtype).view(3, 4)
+        return m.last(torch.tanh(m.first(z)[:, None] + m.second(places)).mean(1))
+
+    made, _ = cut_exactly(decoding(decode), [1, 3])
+    assert kept(made)["decoder.first.weight", 1] == (0, 2)
+    assert not any(key == "decoder.second.weight" for key, _ in kept(made))
+
+
+def test_heads_over_places_that_are_rows_are_cut() -> None:
+    """The head writes rows of places, of which the first is the latents'."""
+
+    def heads(m: nn.Module, h: Tensor) -> tuple[Tensor, Tensor]:
+        seen = m.head(torch.stack([h, h.flip(1)], 1).flatten(0, 1)).view(len(h), 2, -1)[:, 0]
+        return seen.chunk(2, 1)[0], seen.chunk(2, 1)[1]
+
+    made, _ = cut_exactly(OneHead(heads), [1])
+    assert kept(made)["head.weight", 0] == (0, 2, 3, 5)
 
 
 # ---- the model that is traced

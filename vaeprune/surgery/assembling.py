@@ -92,16 +92,18 @@ class Assembler:
     def tried(self, layers: Sequence[Sequence[Group]]) -> list[tuple[Sequence[Group], str | None]]:
         """Each layer with the reason why it cannot be cut, None if it can.
 
-        One group of every layer at once; only where that does not run is each layer tried alone.
+        One group of every layer at once; only where that does not run are halves of them tried, and so on.
         """
-        if len(layers) > 1:
-            try:
-                whole = self.plan([Chosen(layer[0], "cheap", "tried") for layer in layers], "network")
-            except PlanError:  # two layers share a tensor, and together they would take all of it
-                whole = None
-            if whole is not None and self.fits(whole) is None:
-                return [(layer, None) for layer in layers]
-        return [(layer, self.why_not(layer)) for layer in layers]
+        if len(layers) <= 1:
+            return [(layer, self.why_not(layer)) for layer in layers]
+        try:
+            whole = self.plan([Chosen(layer[0], "cheap", "tried") for layer in layers], "network")
+        except PlanError:  # two layers share a tensor, and together they would take all of it
+            whole = None
+        if whole is not None and self.fits(whole) is None:
+            return [(layer, None) for layer in layers]
+        middle = len(layers) // 2
+        return self.tried(layers[:middle]) + self.tried(layers[middle:])
 
     def why_not(self, layer: Sequence[Group]) -> str | None:
         """Try to take one group out of a layer; None if the model then still runs and computes the same.

@@ -96,7 +96,7 @@ def layer_choices(
         basis = None
         if writer is not None and not channels.site(writer).bias_unknown:
             basis = best_basis(subject, channels, layer, writer, moments)
-        order = basis.order if basis else _order(subject, channels, layer, moments)
+        order = basis.order if basis else _sparing(_order(subject, channels, layer, moments), subject, layer)
         found.append(LayerChoice(layer, order, basis))
     return found
 
@@ -125,6 +125,21 @@ def rank_choices(
         ranks = tuple(range(min(most, len(by_rank) - 1), 0, -1))
         found.append(RankChoice(site.key, path, (0, *ranks), tuple(float(by_rank[r]) for r in ranks)))
     return found
+
+
+def _sparing(order: Order, subject: Subject, layer: Sequence[Group]) -> Order:
+    """The order without groups that would take the last channels of a tensor, as of one branch of a concatenation."""
+    left: dict[Axis, int] = {}
+    kept: list[tuple[int, float]] = []
+    for number, cost in zip(order.groups, order.costs, strict=True):
+        entries = layer[number].entries
+        for axis in entries:
+            left.setdefault(axis, subject.weight(axis[0]).shape[axis[1]])
+        if all(left[axis] > len(gone) for axis, gone in entries.items()):
+            kept.append((number, cost))
+            for axis, gone in entries.items():
+                left[axis] -= len(gone)
+    return Order(tuple(number for number, _ in kept), tuple(cost for _, cost in kept))
 
 
 def _order(subject: Subject, channels: Channels, layer: Sequence[Group], moments: Mapping[Call, Moments]) -> Order:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaeprune.errors import TraceError
-from vaeprune.surgery.probe import Recorder, Run, Watcher
+from vaeprune.posterior import VAE
+from vaeprune.surgery.probe import Recorder, Run, Subject, Watcher
 from vaeprune.surgery.sites import Passenger, Site, Unknown
+
+_GOLDEN = 0.6180339887  # its multiples, taken modulo 1, lie evenly: no two channels change by the same
 
 
 class Isolated(Watcher):
@@ -37,7 +41,8 @@ class Isolated(Watcher):
                 "control flow that depends on values cannot be followed"
             )
         before = operands[call]
-        if before.shape[1:] != value.shape[1:] or len(before) != 1 or len(value) != self.rows:
+        alone = self.rows == 1 and before.shape == value.shape  # what it reads need not have a batch then
+        if not alone and (before.shape[1:] != value.shape[1:] or len(before) != 1 or len(value) != self.rows):
             raise TraceError(
                 f"{site.key}: what it reads, of shape {tuple(value.shape)}, does not keep the batch of {self.rows} "
                 "rows in its first dimension",
@@ -79,7 +84,10 @@ class Isolated(Watcher):
 
 
 class Disturbed(Isolated):
-    """Changes what calls write: `marks` (rows, channels) says, per call, which channels in which row."""
+    """Changes what calls write: `marks` (rows, channels) says, per call, which channels in which row.
+
+    Each channel by another amount, so that changes do not cancel out.
+    """
 
     def __init__(self, undisturbed: Recorder, rows: int, marks: Mapping[int, Tensor], change: float) -> None:
         super().__init__(undisturbed, rows)
@@ -89,9 +97,54 @@ class Disturbed(Isolated):
         """Disturb what is marked."""
         if call not in self._marks:
             return value
-        moved = value.movedim(site.result_dim, 1)
-        mark = self._marks[call].view(*self._marks[call].shape, *[1] * (moved.dim() - 2))
-        return torch.where(mark, moved + self._change, moved).movedim(1, site.result_dim)
+        marks = self._marks[call].to(value.device)
+        shape = [1] * value.dim()
+        shape[0], shape[site.result_dim] = self.rows, marks.shape[1]
+        apart = 1 + (_GOLDEN * torch.arange(marks.shape[1], dtype=value.dtype, device=value.device)) % 1
+        change = torch.where(marks, self._change * apart, 0.0).to(value)
+        return value + change.view(shape)
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What grows with the batch: `unbatched` calls read something that has not one row more for each of its rows.
+
+    `by_rows`: whether all has, what passes per-channel parameters included; if not, rows cannot be told apart.
+    """
+
+    unbatched: frozenset[int]
+    by_rows: bool
+
+
+def growth_of(subject: Subject, run: Callable[[VAE, int], Any]) -> Growth:
+    """Compare a run of one row with one of two."""
+    one, two = _Shapes(), _Shapes()
+    subject.run(lambda vae: run(vae, 1), one)
+    subject.run(lambda vae: run(vae, 2), two)
+    unbatched = frozenset(c for c, pair in enumerate(zip(one.read, two.read, strict=False)) if not _by_rows(*pair))
+    passed = all(_by_rows(*pair) for pair in zip(one.passed_on, two.passed_on, strict=False))
+    return Growth(unbatched, passed and not unbatched)
+
+
+class _Shapes(Watcher):
+    """The shapes of what weights read, and of what comes out of per-channel parameters, in the order of a run."""
+
+    def __init__(self) -> None:
+        self.read: list[tuple[int, ...]] = []
+        self.passed_on: list[tuple[int, ...]] = []
+
+    def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
+        """Note the shape."""
+        self.read.append(tuple(value.shape))
+        return value
+
+    def passed(self, passenger: Passenger, value: Tensor) -> None:
+        """Note the shape."""
+        self.passed_on.append(tuple(value.shape))
+
+
+def _by_rows(one: tuple[int, ...], two: tuple[int, ...]) -> bool:
+    return one[:1] == (1,) and two[:1] == (2,) and one[1:] == two[1:]
 
 
 def differs(value: Tensor, before: Tensor) -> Tensor:
@@ -102,7 +155,10 @@ def differs(value: Tensor, before: Tensor) -> Tensor:
 
 
 def by_channel(mask: Tensor, dim: int, rows: int) -> Tensor:
-    """(rows, channels): whether anything of a channel is marked, for each row of the batch."""
+    """(rows, channels): whether anything of a channel is marked, for each row of the batch; of 1 row all is its own."""
+    if rows == 1 and mask.dim():
+        moved = mask.movedim(dim, -1) if -mask.dim() <= dim < mask.dim() else mask[:, None]
+        return moved.reshape(-1, moved.shape[-1]).any(0, keepdim=True)
     if mask.dim() == 0 or mask.shape[0] != rows:
         raise TraceError(
             f"a tensor of shape {tuple(mask.shape)} does not keep the batch of {rows} rows in its first dimension",

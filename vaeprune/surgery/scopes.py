@@ -48,6 +48,11 @@ class Planner:
         """The plan that takes out the most for up to `budget` nats per row; `exact` if nothing more fits into it."""
         if self._hidden is None or not budget:  # nothing that costs anything fits into no nats at all
             return self.exact
+        unbatched = self._hidden.channels.unbatched
+        if unbatched:
+            note = f"no budget is spent: rows of what {', '.join(sorted(unbatched))} reads cannot be told apart"
+            self.notes += [note] if note not in self.notes else []
+            return self.exact
         if self._search is None:
             original = None if self.exact is None else (self.vae, self.exact.kept_latents)
             self._search = Search(self._hidden, self.sets, aim, factorize, progress, original)

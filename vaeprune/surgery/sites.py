@@ -13,9 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
+
+Side = Literal["encode", "decode"]
+Call = tuple[Side, int]  # the n-th call on weights in a run of encode, or of decode
+Axis = tuple[str, int]  # state-dict key and axis of a tensor
 
 _CONV = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
 _CONV_TRANSPOSE = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from vaeprune.adapters import AdaptedVAE
 from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE, Posterior
-from vaeprune.surgery.disturbing import Disturbed, Isolated, by_channel, differs
+from vaeprune.surgery.disturbing import Disturbed, Isolated, by_channel, differs, growth_of
 from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.sites import Passenger, Site
 
@@ -113,37 +114,54 @@ def _readers(
     subject: Subject, example: Batch
 ) -> tuple[tuple[Reader, ...], tuple[Passed, ...], tuple[str, ...], Tensor]:
     size = subject.vae.latent_size
-    condition = [part.expand(size, *part.shape[1:]) for part in example[1:]]
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64).to(example[0])
-    each = torch.arange(size)
 
-    def decode(change: float) -> Callable[[VAE], Tensor]:
-        disturbed = z.repeat(size, *[1] * (z.dim() - 1))
-        disturbed[each, each] += change
-        return lambda vae: vae.decode(disturbed, *condition)
+    def decode(vae: VAE, rows: int, start: int = 0, change: float = 0.0) -> Tensor:
+        disturbed, each = z.repeat(rows, *[1] * (z.dim() - 1)), torch.arange(rows)
+        if change:
+            disturbed[each, start + each] += change
+        return vae.decode(disturbed, *(part.expand(rows, *part.shape[1:]) for part in example[1:]))
 
     before = Recorder()
-    undisturbed = subject.run(lambda vae: vae.decode(z, *example[1:]), before)
-    probe = Isolated(before, size)
-    output = subject.run(decode(float("nan")), probe)
-    _refuse_unknown(probe, lambda row: f"latent {row}", torch.ones(size, dtype=torch.bool))
-    leaks = differs(output, undisturbed).flatten(1).any(1)
-    for change in FINITE_CHANGES:
-        finite = Isolated(before, size)
-        again = subject.run(decode(change), finite)
-        leaks |= differs(again, undisturbed).flatten(1).any(1)
-        for call, reached in finite.reached.items():
-            _refuse_swallowed(reached & ~probe.reached[call], before.sites[call].key)
-    readers = tuple(Reader(before.sites[call], reached) for call, reached in probe.reached.items() if reached.any())
-    passed = tuple(Passed(p, channels) for p, channels in probe.passengers)
-    return readers, passed, tuple(dict.fromkeys(probe.mixers)), leaks
+    undisturbed = subject.run(lambda vae: decode(vae, 1), before)
+    chunk = rows_at_once(before) if growth_of(subject, decode).by_rows else 1
+    reached: dict[int, Tensor] = {}
+    passed: list[Passed] = []
+    mixers: dict[str, Tensor] = {}
+    leaks = torch.zeros(size, dtype=torch.bool)
+    for start in range(0, size, chunk):
+        rows = min(chunk, size - start)
+        here = slice(start, start + rows)
+        probe = Isolated(before, rows)
+        output = subject.run(partial(decode, rows=rows, start=start, change=float("nan")), probe)
+        _refuse_unknown(probe, partial(_latent, start), torch.ones(rows, dtype=torch.bool))
+        leaks[here] = differs(output, undisturbed).flatten(1).any(1)
+        for change in FINITE_CHANGES:
+            finite = Isolated(before, rows)
+            again = subject.run(partial(decode, rows=rows, start=start, change=change), finite)
+            leaks[here] |= differs(again, undisturbed).flatten(1).any(1)
+            for call, columns in finite.reached.items():
+                _refuse_swallowed(columns & ~probe.reached[call], before.sites[call].key, start)
+        for call, columns in probe.reached.items():
+            reached.setdefault(call, columns.new_zeros(size, columns.shape[1]))[here] = columns
+        for passenger, channels in probe.passengers:
+            passed.append(Passed(passenger, channels.new_zeros(size, channels.shape[1])))
+            passed[-1].channels[here] = channels
+        mixers |= probe.mixers
+    readers = tuple(Reader(before.sites[call], columns) for call, columns in reached.items() if columns.any())
+    return readers, tuple(passed), tuple(mixers), leaks
+
+
+def _latent(start: int, row: int) -> str:
+    return f"latent {start + row}"
 
 
 def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
     before = Recorder()
     at_rest: Posterior = subject.run(lambda vae: vae.encode(*example), before)
-    chunk = rows_at_once(before)
+    growth = growth_of(subject, lambda vae, rows: vae.encode(*(p.expand(rows, *p.shape[1:]).clone() for p in example)))
+    chunk = rows_at_once(before) if growth.by_rows else 1
     writers: list[Writer] = []
     passed: list[Passed] = []
     calls = list(range(len(before.sites)))
@@ -242,6 +260,6 @@ def _refuse_unknown(probe: Isolated, name: Callable[[int], str], concerned: Tens
             raise TraceError(f"{name(row)} goes through {what}, which mixes channels or is not understood")
 
 
-def _refuse_swallowed(missed: Tensor, key: str) -> None:
-    for latent in torch.nonzero(missed.any(1)).flatten().tolist():
-        raise TraceError(f"{key}: latent {latent} changes it, {SWALLOWED}")
+def _refuse_swallowed(missed: Tensor, key: str, start: int) -> None:
+    for row in torch.nonzero(missed.any(1)).flatten().tolist():
+        raise TraceError(f"{key}: {_latent(start, row)} changes it, {SWALLOWED}")
