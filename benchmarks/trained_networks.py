@@ -57,8 +57,8 @@ NETWORKS = (
     ),
     Network("mnist-glorot", "dense MNIST, Glorot start", Recipe("mnist"), Path("models/mnist-dense")),
     Network("tiles-dense", "dense tiles", Recipe("tiles", hidden=_WIDE), Path("models/tiles-dense")),
-    Network("mnist-conv", "conv MNIST", Recipe("mnist", architecture="convolutional"), TRAINED_HERE / "mnist-conv"),
-    Network("tiles-conv", "conv tiles", Recipe("tiles", architecture="convolutional"), TRAINED_HERE / "tiles-conv"),
+    Network("mnist-conv", "conv MNIST", Recipe("mnist", architecture="convolutional"), Path("models/mnist-conv")),
+    Network("tiles-conv", "conv tiles", Recipe("tiles", architecture="convolutional"), Path("models/tiles-conv")),
 )
 
 
