@@ -78,8 +78,8 @@ def _print(grown: Grown, model: str, out: Path) -> None:
     worst = max(kept.mean, kept.logvar, kept.decoded, kept.anywhere)
     show(f"{out}: {model} with {after} latents instead of {before}, {grown.parameters[1]:,} weights")
     show(
-        f"means and logvars of the old latents, and what any z decodes to, on {kept.n_samples:,} rows: differ by at most "
-        f"{worst:.2g} relative, where rounding may be {kept.limit:.0e}"
+        f"means and logvars of the old latents, and what any z decodes to, on {kept.n_samples:,} rows: differ by at "
+        f"most {worst:.2g} relative, where rounding may be {kept.limit:.0e}"
     )
     show(f"cutting the new latents out again gives the old weights: {'bit for bit' if kept.undone else 'no'}")
     show(warm_up_advice(grown.widening, grown.warm_up, grown.resumable))

@@ -25,6 +25,7 @@ from vaeprune.posterior import VAE
 from vaeprune.storage import refuse_existing
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.inserting import widening_for
+from vaeprune.surgery.scopes import Own
 from vaeprune.surgery.widening import Widening, undoing, widen, widened, write_widening
 from vaeprune.training import Growth, History
 from vaeprune.training_run import Recipe
@@ -60,7 +61,7 @@ class Preserved:
 class Grown:
     """The result of `grow`. `resumable`: None if training goes on with `train --resume`, else why it cannot."""
 
-    model: BuiltVAE | AdaptedVAE
+    model: Own
     widening: Widening
     preserved: Preserved
     warm_up: float
@@ -109,13 +110,18 @@ def grow(
     ELBO counts their KL and is that much lower. `data`: a few rows show those directions, and others check the result.
     `model` itself stays as it is. Raises UsageError, ModelError, TraceError, StorageError; nothing is then written.
     """
-    growth_of = Growth(1, 0, warm_up).warm_up  # says what makes no sense before anything is read
+    Growth(1, 0, warm_up)  # says what makes no sense before anything is read
     target = Path(out) if out is not None else None
     if target:
         refuse_existing(target, force)
     known = _known(model)
     sets = as_data(data)
     vae = known.vae if known else as_vae(model, sets)
+    if not isinstance(vae, (BuiltVAE, AdaptedVAE)):
+        raise ModelError(
+            f"{type(model).__name__}: has the VAE protocol of its own, so no folder can be written that loads again",
+            "use surgery.inserting.widening_for and surgery.widening.widen, which take it as it is",
+        )
     refuse_size(vae, latent_size)
     _refuse_shrunk(vae)
     rows = next(iter(batches_for(vae, sets.calibrate, min(_MOST_ROWS, batch_rows(sets.row_shape)))))
@@ -124,8 +130,7 @@ def grow(
     preserved = _preserved(vae, wider, widening, sets)
     if not preserved.passed:
         raise ModelError(f"wider model: does not compute the same: {preserved}", "nothing was written; this is a bug")
-    sizes = tuple(sum(p.numel() for p in v.network.parameters()) for v in (vae, wider))
-    grown = Grown(wider, widening, preserved, growth_of, sizes)  # type: ignore[arg-type]
+    grown = Grown(wider, widening, preserved, warm_up, (_parameters(vae), _parameters(wider)))
     folder, why = _continued(known, wider, widening, warm_up)
     grown = dataclasses.replace(grown, resumable=why, history=folder.history, state=folder.state)
     if target is None:
@@ -146,6 +151,10 @@ def refuse_size(vae: VAE, latent_size: int) -> None:
             f"latent: got {latent_size}, which is more than the {values} values of a row can use",
             f"take at most {max(values // positions, 1)}; twice {vae.latent_size} is a usual next step",
         )
+
+
+def _parameters(vae: VAE) -> int:
+    return sum(p.numel() for p in vae.network.parameters())
 
 
 def _known(model: object) -> ModelFolder | None:
@@ -197,10 +206,9 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def _continued(
-    known: ModelFolder | None, wider: VAE, widening: Widening, warm_up: float
+    known: ModelFolder | None, wider: Own, widening: Widening, warm_up: float
 ) -> tuple[ModelFolder, str | None]:
     """The folder from which training goes on, and why it cannot, if so."""
-    assert isinstance(wider, (BuiltVAE, AdaptedVAE))
     provenance = wider.provenance
     wider.provenance = provenance | {
         "attributes": {**(provenance.get("attributes") or {}), **widening.attributes},
@@ -217,7 +225,7 @@ def _continued(
     except StorageError:
         return bare, "the model does not record a training"
     if known is None or not known.history.epochs:
-        return bare, "it was not given as a model folder with its history"
+        return bare, "there is no history of its training" if known else "it was not given as a model folder"
     growth = Growth(widening.latent_size, len(known.history.epochs), warm_up)
     latent_size = widening.latent_size + widening.added
     longer = dataclasses.replace(recipe, latent=latent_size, grown=(*recipe.grown, growth)).to_json()
