@@ -106,7 +106,7 @@ def grow(
     `model`: a VAE, any module that `adapt` can read, or the path of a model folder, whose training then goes on with
     `train --resume`. What reads the new latents is 0, so every z decodes as before, and so do the old latents' means
     and logvars come out. The new latents start with means of variance 1 in directions the old ones do not show; their
-    KL is then weighted from 0 to 1 over `warm_up` epochs, without which they would stay idle. Until then the unweighted
+    KL is then weighted from 0 to 1 over `warm_up` epochs, without which they may stay idle. Until then the unweighted
     ELBO counts their KL and is that much lower. `data`: a few rows show those directions, and others check the result.
     `model` itself stays as it is. Raises UsageError, ModelError, TraceError, StorageError; nothing is then written.
     """

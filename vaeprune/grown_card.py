@@ -32,5 +32,5 @@ def warm_up_advice(widening: Widening, warm_up: float, why_not: str | None) -> s
     return (
         f"Its training is not resumed here: {why_not}. Where it is trained on, weight the KL of {which} by "
         f"min(1, epoch / {warm_up:g}), epoch counted from 0 in fractions, and that of the others by 1: with their full "
-        "KL from the start new latents stay idle. Give the optimiser all parameters anew."
+        "KL from the start new latents may stay idle. Give the optimiser all parameters anew."
     )
