@@ -25,6 +25,7 @@ PUBLIC = [
     "analyze",
     "cut",
     "export_onnx",
+    "grow",
     "load",
     "plan",
     "shrink",

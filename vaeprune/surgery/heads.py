@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import Posterior
 from vaeprune.surgery.disturbing import Disturbed, by_channel, differs
@@ -106,7 +107,7 @@ def heads_of(subject: Subject, traced: Trace) -> tuple[Head, ...]:
     Raises TraceError where a row makes the mean and the logvar of one latent.
     """
     runs = _Runs()
-    subject.run(lambda vae: vae.encode(*subject.example), runs)
+    _encoded(subject, subject.example, runs)
     heads = []
     for writer, spread in zip(traced.writers, _spreads(subject, traced.writers), strict=True):
         bias = None if writer.site.bias is None else subject.weight(writer.site.bias)
@@ -118,18 +119,18 @@ def _spreads(subject: Subject, writers: Sequence[Writer]) -> list[Tensor]:
     """For each writer, which rows reach a logvar (output channels, D)."""
     example = tuple(part[:1] for part in subject.example)
     before = Recorder()
-    at_rest: Posterior = subject.run(lambda vae: vae.encode(*example), before)
+    at_rest = _encoded(subject, example, before)
     chunk = rows_at_once(before)
     found = []
     for writer in writers:
         calls = [call for call, site in enumerate(before.sites) if site == writer.site]
         spread = torch.zeros_like(writer.rows)
-        for channels in torch.nonzero(writer.rows.any(1)).flatten().split(chunk):
+        for channels in torch.split(torch.nonzero(writer.rows.any(1)).flatten(), chunk):
             marks = torch.zeros(len(channels), len(writer.rows), dtype=torch.bool)
             marks[torch.arange(len(channels)), channels] = True
             probe = Disturbed(before, len(channels), dict.fromkeys(calls, marks), float("nan"))
             batch = tuple(part.expand(len(channels), *part.shape[1:]).clone() for part in example)
-            moved: Posterior = subject.run(lambda vae, batch=batch: vae.encode(*batch), probe)
+            moved = _encoded(subject, batch, probe)
             mean = by_channel(differs(moved.mean, at_rest.mean), 1, len(channels))
             logvar = by_channel(differs(moved.logvar, at_rest.logvar), 1, len(channels))
             for row in torch.nonzero((mean & logvar).any(1)).flatten().tolist():
@@ -138,6 +139,11 @@ def _spreads(subject: Subject, writers: Sequence[Writer]) -> list[Tensor]:
                 )
             spread[channels] = logvar
         found.append(spread)
+    return found
+
+
+def _encoded(subject: Subject, batch: Batch, watcher: Watcher) -> Posterior:
+    found: Posterior = subject.run(lambda vae: vae.encode(*batch), watcher)
     return found
 
 
@@ -157,4 +163,5 @@ def _uncorrelated(outputs: Tensor, old: Tensor, wanted: int) -> Tensor:
     order = values.argsort(descending=True)[:wanted]
     total = outputs.square().mean(0).sum()
     order = order[values[order] > _NOTHING * total]
-    return (free @ vectors[:, order] / values[order].sqrt()).T
+    mixes: Tensor = (free @ vectors[:, order] / values[order].sqrt()).T
+    return mixes

@@ -257,7 +257,7 @@ def _other_values(
     Otherwise a new row that is a copy of an old one could stand in its place unnoticed.
     """
     generator = torch.Generator().manual_seed(1)
-    other = {}
+    other: dict[str, Tensor] = {}
     for _, names in subject.aliases:
         if names[0] in made.values:
             value = made.values[names[0]]
