@@ -8,6 +8,7 @@ from .analyze import analyze
 from .bench import bench
 from .encode import encode
 from .export import export
+from .grow import grow
 from .shrink import shrink
 from .train import train
 from .verify import verify
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, analyze, shrink, verify, export, encode, bench):
+for command in (train, analyze, shrink, grow, verify, export, encode, bench):
     app.command()(command)
 
 

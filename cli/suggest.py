@@ -34,7 +34,8 @@ def command_for(
         except StorageError:  # trained elsewhere
             return None
         folder = ["--data-dir", str(rows.data_dir)] if rows.data_dir else []
-        command = dataclasses.replace(recipe, latent=advice.latent_size).command(f"{name}-{advice.latent_size}")
+        fresh = dataclasses.replace(recipe, latent=advice.latent_size, grown=())
+        command = fresh.command(f"{name}-{advice.latent_size}")
         return " ".join([command, shlex.join(folder)]).rstrip()
     return None
 

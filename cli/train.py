@@ -144,15 +144,22 @@ def train(
 
 
 def _report(trained: Trained, out: Path, json: bool) -> None:
+    from vaeprune.training.growth import came_alive
+
     last = trained.history.epochs[-1]
+    grown = came_alive(trained.vae.provenance.get("training"), last)
     if json:
-        shares = {"loss": last.loss, "reconstruction": last.reconstruction, "kl": last.kl}
+        shares: dict[str, Any] = {"loss": last.loss, "reconstruction": last.reconstruction, "kl": last.kl}
+        if grown:
+            shares |= {"grown": {"new_latents": grown.new, "alive": grown.alive, "kl_weight": grown.weight}}
         print_json({"out": str(out), "epochs": last.epoch, **shares, "n_inactive": last.n_inactive})
         return
     show(
         f"{out}: {last.epoch} epochs, loss {last.loss:.2f} nats per row (reconstruction {last.reconstruction:.2f}, "
         f"KL {last.kl:.2f}), {last.n_inactive} of {len(last.variance)} latents inactive"
     )
+    if grown:
+        show(grown.words())
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vaeprune.analysis import Analysis as Analysis
     from vaeprune.analysis import analyze as analyze
     from vaeprune.evidence import Evidence as Evidence
+    from vaeprune.growing import grow as grow
     from vaeprune.model_folder import load as load
     from vaeprune.onnx_export import export_onnx as export_onnx
     from vaeprune.posterior import VAE as VAE
@@ -36,6 +37,7 @@ _ROOMS = {
     "analyze": "analysis",
     "cut": "surgery.cut",
     "export_onnx": "onnx_export",
+    "grow": "growing",
     "load": "model_folder",
     "plan": "surgery.planning",
     "shrink": "shrinking",
@@ -53,6 +55,7 @@ __all__ = [
     "analyze",
     "cut",
     "export_onnx",
+    "grow",
     "load",
     "plan",
     "shrink",

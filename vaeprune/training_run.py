@@ -18,7 +18,8 @@ from vaeprune.errors import StorageError, TrainingError, UsageError, one_line
 from vaeprune.likelihood import Kind, Likelihood, Output
 from vaeprune.model_folder import ModelFolder, describe, read_model_folder, write_model_folder
 from vaeprune.storage import refuse_existing, refuse_foreign_folder
-from vaeprune.training import History, Objective, Options, Trained, train
+from vaeprune.training import Growth, History, Objective, Options, Trained, train
+from vaeprune.training.growth import came_alive
 from vaeprune.training.loop import Step
 from vaeprune.training.objective import Penalty
 
@@ -49,11 +50,13 @@ class Recipe:
     learning_rate: float = 1e-3
     trace_every: int = 0
     seed: int = 0
+    grown: tuple[Growth, ...] = ()
 
     def options(self) -> Options:
         """The part the training loop needs. Raises TrainingError on values that make no sense."""
         objective = Objective(self.kl, self.beta, self.sampling)
-        return Options(self.epochs, self.batch_size, self.learning_rate, objective, self.seed, self.trace_every)
+        steps = (self.epochs, self.batch_size, self.learning_rate)
+        return Options(*steps, objective, self.seed, self.trace_every, grown=self.grown)
 
     def network(self, row_shape: tuple[int, ...]) -> BuiltVAE:
         """The untrained network for rows of this shape. Raises ModelError."""
@@ -69,12 +72,15 @@ class Recipe:
         return vae
 
     def command(self, out: str) -> str:
-        """The command line that trains by this recipe."""
+        """The command line that trains by this recipe; for each growth two more, joined by &&."""
+        if self.grown:
+            return self._grown_command(out)
         words = ["vaeprune", "train"]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             unused = field.name == "hidden" and self.architecture != "dense"
-            if unused or (value == field.default and field.name not in ("latent", "epochs", "seed")):
+            usual = value == field.default and field.name not in ("latent", "epochs", "seed")
+            if unused or usual or field.name == "grown":
                 continue
             option = _OPTIONS.get(field.name, "--" + field.name.replace("_", "-"))
             if isinstance(value, bool):
@@ -83,9 +89,20 @@ class Recipe:
                 words += [option, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
         return shlex.join([*words, "--out", out])
 
+    def _grown_command(self, out: str) -> str:
+        """Train what was there before the latest growth, grow it, go on."""
+        *earlier, growth = self.grown
+        before = f"{out}-{growth.latents}"
+        first = dataclasses.replace(self, latent=growth.latents, epochs=growth.epoch, grown=tuple(earlier))
+        sizes = ["--latent", str(self.latent), "--warm-up", f"{growth.warm_up:g}"]
+        grow = shlex.join(["vaeprune", "grow", before, *sizes, "--out", out])
+        go_on = shlex.join(["vaeprune", "train", "--resume", "--out", out, "--epochs", str(self.epochs)])
+        return " && ".join([first.command(before), grow, *([go_on] if self.epochs > growth.epoch else [])])
+
     def to_json(self) -> dict[str, Any]:
         """The provenance entry of a config."""
-        return dataclasses.asdict(self) | {"hidden": list(self.hidden)}
+        entry = dataclasses.asdict(self) | {"hidden": list(self.hidden)}
+        return entry | {"grown": [dataclasses.asdict(growth) for growth in self.grown]}
 
     @classmethod
     def from_json(cls, entry: dict[str, Any] | None, where: str) -> Recipe:
@@ -93,7 +110,12 @@ class Recipe:
         names = {f.name for f in dataclasses.fields(cls)}
         if not entry or not {"data", "hidden"} <= set(entry) <= names or not isinstance(entry["hidden"], list):
             raise StorageError(f"{where}: does not record a training that could be resumed")
-        recipe = cls(**entry | {"hidden": tuple(entry["hidden"])})
+        grown = entry.get("grown", [])
+        try:
+            growths = tuple(Growth.from_json(growth) for growth in (grown if isinstance(grown, list) else [grown]))
+        except TrainingError as error:
+            raise StorageError(f"{where}: its training records a {error.message}", "restore its config") from error
+        recipe = cls(**entry | {"hidden": tuple(entry["hidden"]), "grown": growths})
         for field in dataclasses.fields(cls):
             value, usual = getattr(recipe, field.name), field.default
             wanted: tuple[type, ...] = (float, int) if isinstance(usual, float) else (type(usual),)
@@ -190,6 +212,7 @@ def trained_card(model: ModelFolder, recipe: Recipe, out: Path) -> str:
     """The README.md of a freshly trained model."""
     last = model.history.epochs[-1]
     weights = sum(p.numel() for p in model.vae.parameters())
+    grown = came_alive(model.training, last)
     return f"""# A VAE of {one_line(recipe.data)}
 
 {describe(model.vae)}; {weights:,} weights.
@@ -198,5 +221,5 @@ def trained_card(model: ModelFolder, recipe: Recipe, out: Path) -> str:
 
 After {last.epoch} epochs its loss is {last.loss:.2f} nats per row on the training rows (reconstruction
 {last.reconstruction:.2f}, KL {last.kl:.2f}). Of its {len(last.variance)} latents {last.n_inactive} have a variance
-below 0.01 and a posterior variance above 0.8.
+below 0.01 and a posterior variance above 0.8.{f" Grown: {grown.words()}." if grown else ""}
 """

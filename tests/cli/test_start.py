@@ -14,7 +14,7 @@ from vaeprune.cli.app import app
 import vaeprune as package
 
 HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "PIL", "rich")
-COMMANDS = ["train", "analyze", "shrink", "verify", "export", "encode", "bench"]
+COMMANDS = ["train", "analyze", "shrink", "grow", "verify", "export", "encode", "bench"]
 PUBLIC = [
     "Analysis",
     "Evidence",
@@ -25,6 +25,7 @@ PUBLIC = [
     "analyze",
     "cut",
     "export_onnx",
+    "grow",
     "load",
     "plan",
     "shrink",

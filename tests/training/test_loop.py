@@ -19,7 +19,7 @@ from vaeprune.data import MemoryRows
 from vaeprune.errors import ModelError, TrainingError, VaepruneError
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
-from vaeprune.training import Epoch, History, Objective, Options, Trained, train
+from vaeprune.training import Epoch, Growth, History, Objective, Options, Trained, train
 from vaeprune.training.loop import Step, latent_spread
 
 
@@ -460,6 +460,33 @@ def test_two_epochs_and_one_more_are_three_to_the_bit(name: str, penalty: Any) -
     assert same(weights(resumed.vae), weights(whole.vae))
     assert same(resumed.state, whole.state)
     assert resumed.history == whole.history
+
+
+def test_a_warm_up_that_is_interrupted_goes_on_to_the_bit() -> None:
+    grown = (Growth(latents=1, epoch=0, warm_up=2.5),)
+    three, two = (Options(n, batch_size=8, learning_rate=0.01, grown=grown) for n in (3, 2))
+    whole = train(dense(), ROWS["dense"], three)
+    first = train(dense(), ROWS["dense"], two)
+    resumed = train(first.vae, ROWS["dense"], three, resume=(first.history, first.state))
+    assert same(weights(resumed.vae), weights(whole.vae))
+    assert same(resumed.state, whole.state)
+    plain = train(dense(), ROWS["dense"], Options(3, batch_size=8, learning_rate=0.01))
+    assert not same(weights(plain.vae), weights(whole.vae))
+
+
+def test_a_step_of_the_warm_up_weighs_the_new_latents_by_the_share_of_it_that_is_done() -> None:
+    vae, x = dense(), ROWS["dense"][:16]
+    grown = (Growth(latents=1, epoch=0, warm_up=4.0),)
+    seen: list[Tensor | None] = []
+
+    class Watched(Objective):
+        def __call__(self, *arguments: Any, kl_weights: Tensor | None = None) -> Any:
+            seen.append(kl_weights)
+            return super().__call__(*arguments, kl_weights=kl_weights)
+
+    train(vae, x, Options(5, batch_size=8, objective=Watched(), grown=grown))
+    assert [w.tolist() for w in seen if w is not None] == [[1, step / 8] for step in range(8)]
+    assert seen[8:] == [None, None]
 
 
 @BOTH

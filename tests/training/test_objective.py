@@ -105,6 +105,36 @@ def test_without_a_penalty_the_total_is_the_reconstruction_and_the_kl_is_still_t
     assert torch.equal(loss.kl, loss.posterior.kl().sum(1))
 
 
+@pytest.mark.parametrize("penalty", ["full", "quadratic"])
+def test_weights_of_latents_weigh_the_penalty_of_each_and_nothing_else(vae: DenseVAE, penalty: Any) -> None:
+    plain = Objective(penalty, beta=0.5)(vae, X, NOISE)
+    weighed = Objective(penalty, beta=0.5)(vae, X, NOISE, kl_weights=torch.tensor([1.0, 0.25]))
+    mean = plain.posterior.mean
+    terms = plain.posterior.kl() if penalty == "full" else 0.5 * mean**2
+    torch.testing.assert_close(weighed.total, plain.reconstruction + 0.5 * (terms[:, 0] + 0.25 * terms[:, 1]))
+    assert torch.equal(weighed.kl, plain.kl)
+    assert torch.equal(weighed.reconstruction, plain.reconstruction)
+
+
+def test_weights_of_one_change_no_bit(vae: DenseVAE) -> None:
+    plain, weighed = Objective()(vae, X, NOISE), Objective()(vae, X, NOISE, kl_weights=torch.ones(2))
+    assert torch.equal(weighed.total, plain.total)
+
+
+def test_weights_of_maps_count_for_all_positions() -> None:
+    class Maps(OwnVAE):
+        def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+            return Posterior(x[:, :2], x[:, 1:])
+
+        def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+            return torch.cat([z, z[:, :1]], 1)
+
+    x, noise = normal(4, 3, 2, 5), normal(4, 2, 2, 5, seed=1)
+    loss = Objective()(Maps(), x, noise, kl_weights=torch.tensor([0.5, 0.0]))
+    expected = loss.reconstruction + 0.5 * loss.posterior.kl()[:, 0].sum((1, 2))
+    torch.testing.assert_close(loss.total, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_without_sampling_the_mean_is_decoded(vae: DenseVAE) -> None:
     loss = Objective(sampling=False)(vae, X, NOISE)
     expected = vae.likelihood.nats(X, vae.decode_parameters(vae.encode(X).mean))

@@ -154,7 +154,7 @@ class Plan:
                 scope=_scope(entry["scope"]),
                 latent_size=_checked(entry["latent_size"]["before"], int),
                 removals=tuple(_removal(r) for r in _checked(entry["removals"], list)),
-                slices=tuple(_slice(s) for s in _checked(entry["slices"], list)),
+                slices=tuple(read_slice(s) for s in _checked(entry["slices"], list)),
                 attributes={_checked(k, str): _checked(v, int) for k, v in entry["attributes"].items()},
                 data=_checked(entry["data"], dict),
                 bias_changes={name[5:]: value for name, value in numbers.items() if name.startswith("bias:")},
@@ -252,7 +252,8 @@ def _removal(entry: Any) -> Removal:
     )
 
 
-def _slice(entry: Any) -> Slice:
+def read_slice(entry: Any) -> Slice:
+    """A slice as JSON has it. Raises KeyError, TypeError or ValueError."""
     kept = tuple(_checked(i, int) for i in _checked(entry["kept"], list))
     size, axis = _checked(entry["size"], int), _checked(entry["axis"], int)
     if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= size or axis < 0:

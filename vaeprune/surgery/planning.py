@@ -202,27 +202,27 @@ def _sizes(vae: VAE, example: Batch, made: Plan) -> dict[str, int]:
                 ("logvar", before.logvar[:, kept], after.logvar),
             ):
                 refuse_shape(tuple(found.shape), tuple(reference.shape), name, vae.network, made.latent_size)
-                _refuse_other_values(reference, found, name)
+                refuse_other_values(reference, found, name)
             z = torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(2)).to(before.mean)
             for removal in made.removals:
                 z[:, removal.latent] = removal.constant
             reference, found = vae.decode(z, *example[1:]), smaller.decode(z[:, kept], *example[1:])
             refuse_shape(tuple(found.shape), tuple(reference.shape), "decoded row", vae.network, made.latent_size)
-            _refuse_other_values(reference, found, "decoded row")
-            _try_sample(vae.network, smaller.network)
+            refuse_other_values(reference, found, "decoded row")
+            try_sample(vae.network, smaller.network)
 
     return layers | first_that_works(own_sizes(vae.network, made.latent_size, len(kept), layers), check)
 
 
-def _refuse_other_values(reference: Tensor, found: Tensor, what: str) -> None:
-    """A rough check that sizes are right; `verify` has the exact one."""
+def refuse_other_values(reference: Tensor, found: Tensor, what: str, which: str = "cut model") -> None:
+    """Raise TraceError where they are far apart. A rough check that sizes are right; `verify` has the exact one."""
     scale = max(reference.abs().max().item(), 1e-12)
     if not ((reference - found).abs().max().item() <= 1e-2 * scale):
-        raise TraceError(f"{what} of the cut model differs from the original's")
+        raise TraceError(f"{what} of the {which} differs from the original's")
 
 
-def _try_sample(before: nn.Module, after: nn.Module) -> None:
-    """Where the original's `sample` runs with a number of samples, the smaller one's must, too."""
+def try_sample(before: nn.Module, after: nn.Module) -> None:
+    """Where the original's `sample` runs with a number of samples, the other's must, too."""
     for arguments in ((2,), (2, "cpu")):
         try:
             with torch.random.fork_rng(devices=[]):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import nn
 
@@ -35,21 +35,26 @@ _LATENT = re.compile(r"lat|(^|_)n?z($|_|dim)|code|embed", re.IGNORECASE)
 
 def layer_sizes(network: nn.Module, slices: tuple[Slice, ...]) -> dict[str, int]:
     """What torch's layers note about tensors that are cut."""
+    return sizes_of_layers(network, {(cut.key, cut.axis): len(cut.kept) for cut in slices})
+
+
+def sizes_of_layers(network: nn.Module, resized: Mapping[tuple[str, int], int]) -> dict[str, int]:
+    """What torch's layers note about tensors, by key and axis, that get these sizes."""
     sizes: dict[str, int] = {}
-    for cut in slices:
-        owner, _, name = cut.key.rpartition(".")
+    for (key, axis), after in resized.items():
+        owner, _, name = key.rpartition(".")
         module = network.get_submodule(owner)
         if isinstance(module, _CONVOLUTIONS) and module.groups > 1:
-            if name == "weight" and cut.axis == 0:
-                groups = len(cut.kept) * module.groups // module.out_channels
+            if name == "weight" and axis == 0:
+                groups = after * module.groups // module.out_channels
                 inputs = groups * module.in_channels // module.groups
-                of_groups = {"in_channels": inputs, "out_channels": len(cut.kept), "groups": groups}
+                of_groups = {"in_channels": inputs, "out_channels": after, "groups": groups}
                 sizes |= {f"{owner}.{n}".lstrip("."): size for n, size in of_groups.items()}
             continue
         for kind, names in _LAYERS.items():
             told = name == "weight" or kind.__name__.startswith("BatchNorm")
-            if isinstance(module, kind) and told and cut.axis in names:
-                sizes[f"{owner}.{names[cut.axis]}".lstrip(".")] = len(cut.kept)
+            if isinstance(module, kind) and told and axis in names:
+                sizes[f"{owner}.{names[axis]}".lstrip(".")] = after
     return sizes
 
 
@@ -65,7 +70,9 @@ def own_sizes(network: nn.Module, before: int, after: int, known: dict[str, int]
     yield from (latent, found, {})
 
 
-def first_that_works(candidates: Iterator[dict[str, int]], check: Callable[[dict[str, int]], None]) -> dict[str, int]:
+def first_that_works(
+    candidates: Iterator[dict[str, int]], check: Callable[[dict[str, int]], None], surgery: str = "cut"
+) -> dict[str, int]:
     """The first set of sizes with which `check` raises nothing; raises TraceError with the last failure's words."""
     tried: list[dict[str, int]] = []
     failure: Exception | None = None
@@ -81,7 +88,7 @@ def first_that_works(candidates: Iterator[dict[str, int]], check: Callable[[dict
             return sizes
     words = failure.message if isinstance(failure, VaepruneError) else quoted(failure) if failure else "no sizes to try"
     raise TraceError(
-        f"after the cut the model no longer runs: {words}", "take the size from the weights, not from a number"
+        f"after the {surgery} the model no longer runs: {words}", "take the size from the weights, not from a number"
     )
 
 

@@ -29,12 +29,15 @@ class Epoch:
     posterior_variance: tuple[float, ...]
 
     @property
-    def n_inactive(self) -> int:
+    def inactive(self) -> list[int]:
         """Latents with a variance below 0.01 and a posterior variance above 0.8."""
-        return sum(
-            v < INACTIVE_VARIANCE and s > INACTIVE_POSTERIOR_VARIANCE
-            for v, s in zip(self.variance, self.posterior_variance, strict=True)
-        )
+        pairs = zip(self.variance, self.posterior_variance, strict=True)
+        return [i for i, (v, s) in enumerate(pairs) if v < INACTIVE_VARIANCE and s > INACTIVE_POSTERIOR_VARIANCE]
+
+    @property
+    def n_inactive(self) -> int:
+        """How many those are."""
+        return len(self.inactive)
 
 
 @dataclass(frozen=True)

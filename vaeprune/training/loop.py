@@ -18,6 +18,7 @@ from vaeprune.data import Batch, MemoryRows
 from vaeprune.data.sets import to_shape
 from vaeprune.errors import ModelError, TrainingError
 from vaeprune.posterior import VAE, Posterior
+from vaeprune.training.growth import Growth, kl_weights
 from vaeprune.training.history import Epoch, History, TracePoint
 from vaeprune.training.objective import Objective
 
@@ -42,6 +43,7 @@ class Options:
 
     `trace_every`: record the latents' variances every so many minibatches; 0 for never.
     `decay`: let the learning rate fall linearly, minibatch by minibatch, to reach 0 at the end of all `epochs`.
+    `grown`: when latents were added, whose KL is then warmed up.
     """
 
     epochs: int = 40
@@ -51,6 +53,7 @@ class Options:
     seed: int = 0
     trace_every: int = 0
     decay: bool = False
+    grown: tuple[Growth, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 2), ("trace_every", 0), ("seed", 0)):
@@ -221,8 +224,9 @@ class _Epoch:
     def _step(self, batch: int, step: int, rate: float, x: Tensor, condition: list[Tensor]) -> Tensor:
         """One update; returns the sums over rows of loss, reconstruction and KL."""
         noise = torch.randn(len(x), *self.vae.latent_shape, generator=self.generator).to(x)
+        weights = kl_weights(self.options.grown, self.vae.latent_size, (step - 1) / self.batches)
         with torch.enable_grad(), _seeded((self.options.seed * 0x9E3779B97F4A7C15 + step) % 2**63, self.device):
-            losses = self.options.objective(self.vae, x, noise, *condition)
+            losses = self.options.objective(self.vae, x, noise, *condition, kl_weights=weights)
             loss = losses.total.mean()
             if not torch.isfinite(loss):
                 raise TrainingError(

@@ -46,23 +46,29 @@ class Objective:
         if not (math.isfinite(self.beta) and self.beta >= 0):
             raise TrainingError(f"beta: got {self.beta}, expected a finite number of at least 0")
 
-    def __call__(self, vae: VAE, x: Tensor, noise: Tensor, *condition: Tensor) -> Loss:
+    def __call__(
+        self, vae: VAE, x: Tensor, noise: Tensor, *condition: Tensor, kl_weights: Tensor | None = None
+    ) -> Loss:
         """The loss of rows x (B, ...) under their conditions.
 
-        noise (B, *latent_shape) is the standard normal draw of the reparametrisation.
+        noise (B, *latent_shape) is the standard normal draw of the reparametrisation. `kl_weights` (D,): a further
+        weight of each latent's penalty, as while the KL of new latents is warmed up; all 1 if None.
         """
         posterior = vae.encode(x, *condition)
         z = posterior.sample(noise) if self.sampling else posterior.mean
         reconstruction = _nats(vae, x, vae.decode_parameters(z, *condition))
-        kl = posterior.kl().flatten(1).sum(1)
-        return Loss(reconstruction + self._penalty(posterior, kl), reconstruction, kl, posterior)
+        per_latent = posterior.kl()
+        kl = per_latent.flatten(1).sum(1)
+        penalty = self._penalty(posterior, per_latent, kl_weights)
+        return Loss(reconstruction + penalty, reconstruction, kl, posterior)
 
-    def _penalty(self, posterior: Posterior, kl: Tensor) -> Tensor:
-        if self.penalty == "full":
-            return self.beta * kl
-        if self.penalty == "quadratic":
-            return self.beta * 0.5 * posterior.mean.square().flatten(1).sum(1)
-        return torch.zeros_like(kl)
+    def _penalty(self, posterior: Posterior, kl: Tensor, weights: Tensor | None) -> Tensor:
+        if self.penalty == "none":
+            return torch.zeros_like(kl.flatten(1)[:, 0])
+        terms, factor = (kl, self.beta) if self.penalty == "full" else (posterior.mean.square(), self.beta * 0.5)
+        if weights is not None:
+            terms = terms * weights.to(terms).view(-1, *[1] * (terms.dim() - 2))
+        return factor * terms.flatten(1).sum(1)
 
 
 def _nats(vae: VAE, x: Tensor, parameters: Tensor) -> Tensor:
