@@ -23,6 +23,8 @@ from vaeprune.adapters import measuring
 from vaeprune.analysis import Analysis, Thresholds, analyze
 from vaeprune.analysis.ablation import reactions
 from vaeprune.data import as_data
+from vaeprune.data.sets import part
+from vaeprune.data.sources import MemorySource
 from vaeprune.errors import DataError, ModelError, UsageError
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
@@ -157,6 +159,51 @@ def test_an_idle_latent_the_decoder_listens_to_is_mixed() -> None:
 def test_a_collapsed_posterior_is_diagnosed() -> None:
     advice = analyze(dense(idle=range(6)), rows()).advice
     assert (advice.action, advice.latent_size) == ("retrain", 6)
+
+
+# ---- few rows, few latents
+
+
+@pytest.mark.parametrize(("idle", "verdict"), [([0], "inactive"), ([], "mixed")])
+def test_a_single_latent_is_judged(idle: list[int], verdict: str) -> None:
+    analysis = analyze(dense(idle=idle, latents=1), rows(), criteria=True)
+    assert [latent.verdict for latent in analysis.latents] == [verdict]
+    assert analysis.self_checks.aggregate.effective_rank is None
+    assert analysis.advice.action == ("retrain" if idle else "keep")
+
+
+def test_more_latents_than_rows_are_judged_each_and_the_rank_is_called_too_low() -> None:
+    vae = dense(idle=range(10, 100), latents=100)
+    with torch.no_grad():
+        vae.logvar_head.weight[:10] = vae.logvar_head.bias[:10] = 0  # sigma² = 1: weak, whatever their variance
+    analysis = analyze(vae, rows(130))
+    assert analysis.n_samples < 100
+    assert analysis.indices("inactive") == list(range(10, 100))
+    assert "too low with so few rows" in analysis.self_checks.aggregate.line()
+    assert analysis.unseen_share == 3 / analysis.n_samples
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (1, "data: got 1 row, which leaves none to check the result on; give more rows"),
+        (40, "expected at least 30, 20"),
+    ],
+)
+def test_too_few_rows_are_refused(count: int, told: str) -> None:
+    with pytest.raises(DataError) as error:
+        analyze(dense(), rows(count))
+    assert told in str(error.value)
+
+
+def test_constant_rows_are_refused_and_constant_samples_beside_others_are_not() -> None:
+    constant = torch.full((400, 12), 0.5)
+    with pytest.raises(DataError, match="got 400 rows that are all alike"):
+        analyze(dense(), constant)
+    sets = part("data", MemorySource("same", constant), MemorySource("others", rows()), 0, None)
+    analysis = analyze(dense(idle=[1, 4]), sets)
+    assert analysis.indices("inactive") == [1, 4]
+    assert analysis.indices("active") == []
 
 
 # ---- redundant latents
