@@ -48,7 +48,7 @@ class _Copies(OwnVAE):
 
 
 def judged(vae: OwnVAE, **limits: float) -> tuple[list[Latent], object, dict[str, int]]:
-    x = torch.randn(1500, 2, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(6000, 2, generator=torch.Generator().manual_seed(3))
     x[:, 1] = _WEAK * x[:, 1].sign()
     sets, passes = as_data(x), dict.fromkeys(("trying active latents", "ablating", "ablating together"), 0)
 

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from vaeprune.analysis import Latent, Thresholds
-from vaeprune.analysis.verdict import judge, plainly_active
+from vaeprune.analysis.verdict import judge, noise_limit, plainly_active
 from vaeprune.errors import UsageError
 
 IDLE = Latent(
@@ -181,6 +181,21 @@ def test_verdict(changes: dict[str, object], verdict: str, reason: str) -> None:
 def test_each_threshold_must_be_cleared_not_met(changes: dict[str, object], limits: Thresholds) -> None:
     assert judge(dataclasses.replace(IDLE, **changes), limits).verdict == "mixed"
     assert judge(IDLE, limits).verdict == "inactive"
+
+
+@pytest.mark.parametrize(("rows", "limit"), [(None, 0.01), (10_000, 0.01), (2700, 0.01), (1350, 0.005), (27, 0.0001)])
+def test_the_fewer_the_rows_the_deafer_the_decoder_must_be(rows: int | None, limit: float) -> None:
+    """3/n of the rows may use it unseen; 3 units away they add 27/n to the variance, whose limit is 0.01."""
+    assert noise_limit(Thresholds(), rows) == pytest.approx(limit)
+    quieter, louder = (
+        judge(dataclasses.replace(IDLE, noise_reaction=share * limit, noise_reaction_ci95=(0.0, share * limit)),
+              Thresholds(), rows)
+        for share in (0.99, 1.01)
+    )  # fmt: skip
+    assert (quieter.verdict, louder.verdict) == ("inactive", "mixed")
+    if rows in (1350, 27):
+        told = f"undecided: {rows} rows cannot rule out rare use, and noise in it moves the output by "
+        assert louder.reason.startswith(told)
 
 
 def test_thresholds_decide_not_constants() -> None:

@@ -36,14 +36,14 @@ def tried(
     is not plain from these; the others on all. "none": no decoder is run. Call it inside `measuring(vae)`.
     """
     if ablate == "none":
-        return [judge(latent, limits) for latent in latents], None
+        return [judge(latent, limits, moments.count) for latent in latents], None
     trial = _Trial(vae, sets, moments, limits, progress)
     plain = [la.index for la in latents if ablate == "candidates" and plainly_active(la, limits)]
     found = trial.on(some_of(sets.select, _FIRST_ROWS, sets.seed), latents, plain, "trying active latents")
-    settled = {i for i in plain if judge(found[i], limits).verdict == "active"}
+    settled = {i for i in plain if judge(found[i], limits, moments.count).verdict == "active"}
     rest = [latent.index for latent in latents if latent.index not in settled]
     found = trial.on(sets.select, found, rest, "ablating")
-    return trial.jointly([judge(latent, limits) for latent in found])
+    return trial.jointly([judge(latent, limits, moments.count) for latent in found])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from vaeprune.posterior import INACTIVE_VARIANCE
 
 _HALF = 0.5  # a latent whose sigma² is below carries at least ½ ln 2 nats
 WEAK = 0.5 * math.log(2)  # nats: worth less than a latent of that sigma²
+_AWAY = 3.0  # prior standard deviations: where a mode that no row has shown might lie
 _RARE = 6.0  # standard deviations: no Gaussian reaches as far within a billion rows
 
 
@@ -29,51 +30,87 @@ def rare(latent: Latent, limits: Thresholds) -> bool:
     return latent.kl_max - latent.kl > USED and (far or still)
 
 
-def judge(latent: Latent, limits: Thresholds) -> Latent:
-    """The latent with its verdict and, where it is mixed, the reason in words.
+def noise_limit(limits: Thresholds, rows: int | None) -> float:
+    """How loud noise in an inactive latent may be, as a share of the output's range, after so many calibrate rows.
+
+    With 95% a use by more than 3/n of the data would have been seen. Of modes three units away as much would add 27/n
+    to the variance. Where that is above the variance's limit, the encoder cannot vouch for the latent alone, and the
+    decoder must be the deafer the fewer the rows.
+    """
+    if rows is None:
+        return limits.noise
+    return limits.noise * min(1.0, limits.variance * rows / (3 * _AWAY**2))
+
+
+def judge(latent: Latent, limits: Thresholds, rows: int | None = None) -> Latent:
+    """The latent with its verdict and, where it is mixed, the reason in words; `rows`: behind its moments, None: many.
 
     Inactive: each of four limits is cleared by its whole interval (variance, sigma², cost of fixing it, noise), and no
     row uses it. Active: the variance is clearly above its limit and so is the cost of fixing it; a latent whose sigma²
     is an idle one's must be worth ½ ln 2 nats, too. Without the decoder, verdicts rest on the encoder alone.
     """
-    cost = latent.ablation_cost_ci95
+    untried = latent.ablation_cost_ci95 is None
+    provisional = "provisional: the decoder was not tried" if untried else ""
+    idle = _rests(latent, limits) and _free(latent, limits) and _deaf(latent, noise_limit(limits, rows))
+    if idle and not rare(latent, limits):
+        return dataclasses.replace(latent, verdict="inactive", reason=provisional)
+    if plainly_active(latent, limits) if untried else _needed(latent, limits):
+        return dataclasses.replace(latent, verdict="active", reason=provisional)
+    reason = _reason_untried(latent, limits) if untried else _reason(latent, limits, rows)
+    return dataclasses.replace(latent, verdict="mixed", reason=reason)
+
+
+def _rests(latent: Latent, limits: Thresholds) -> bool:
+    """Whether the encoder's side is an idle latent's."""
     quiet = latent.variance_ci95[1] < limits.variance
-    vague = latent.posterior_variance_ci95[0] > limits.posterior_variance
-    moving = latent.variance_ci95[0] > limits.variance
-    free = cost is None or cost[1] < limits.ablation
-    deaf = latent.noise_reaction_ci95 is None or latent.noise_reaction_ci95[1] < limits.noise
-    if quiet and vague and free and deaf and not rare(latent, limits):
-        return _with(latent, "inactive", "" if cost else "provisional: the decoder was not tried")
-    if cost is None:
-        if plainly_active(latent, limits):
-            return _with(latent, "active", "provisional: the decoder was not tried")
-        if rare(latent, limits):
-            return _with(latent, "mixed", f"{_rare_reason(latent)}; the decoder was not tried")
-        return _with(latent, "mixed", "not clear of the thresholds, and the decoder was not tried")
+    return quiet and latent.posterior_variance_ci95[0] > limits.posterior_variance
+
+
+def _free(latent: Latent, limits: Thresholds) -> bool:
+    return latent.ablation_cost_ci95 is None or latent.ablation_cost_ci95[1] < limits.ablation
+
+
+def _deaf(latent: Latent, limit: float) -> bool:
+    return latent.noise_reaction_ci95 is None or latent.noise_reaction_ci95[1] < limit
+
+
+def _needed(latent: Latent, limits: Thresholds) -> bool:
+    """Whether a tried latent moves, and fixing it costs."""
+    cost = (latent.ablation_cost_ci95 or (math.nan, math.nan))[0]
     sharp = latent.posterior_variance_ci95[1] < limits.posterior_variance
-    if moving and cost[0] > limits.ablation and (sharp or cost[0] > WEAK):
-        return _with(latent, "active", "")
+    return latent.variance_ci95[0] > limits.variance and cost > limits.ablation and (sharp or cost > WEAK)
+
+
+def _reason_untried(latent: Latent, limits: Thresholds) -> str:
     if rare(latent, limits):
-        return _with(latent, "mixed", f"{_rare_reason(latent)}; worth {_nats(latent)} on average")
-    if quiet and vague:
-        return _with(latent, "mixed", _still_reason(latent, deaf, limits))
-    if moving and free and deaf and latent.kl > WEAK:
-        dead = f"encoder-live, decoder-dead: its KL is {latent.kl:.2g} nats, and fixing it costs {_nats(latent)}"
-        return _with(latent, "mixed", dead)
-    if cost[1] < 0:
-        return _with(
-            latent, "mixed", f"harmful: fixing it makes a row {-(latent.ablation_cost or 0.0):.2g} nats cheaper"
-        )
-    return _with(latent, "mixed", _undecided(latent, limits) or f"weak: worth {_nats(latent)}")
+        return f"{_rare_reason(latent)}; the decoder was not tried"
+    return "not clear of the thresholds, and the decoder was not tried"
 
 
-def _still_reason(latent: Latent, deaf: bool, limits: Thresholds) -> str:
+def _reason(latent: Latent, limits: Thresholds, rows: int | None) -> str:
+    """Why a tried latent is neither idle nor needed."""
+    free, deaf = _free(latent, limits), _deaf(latent, limits.noise)
+    if rare(latent, limits):
+        return f"{_rare_reason(latent)}; worth {_nats(latent)} on average"
+    if _rests(latent, limits):
+        return _reason_at_rest(latent, limits, rows, free, deaf)
+    if latent.variance_ci95[0] > limits.variance and free and deaf and latent.kl > WEAK:
+        return f"encoder-live, decoder-dead: its KL is {latent.kl:.2g} nats, and fixing it costs {_nats(latent)}"
+    if latent.ablation_cost is not None and latent.ablation_cost_ci95 and latent.ablation_cost_ci95[1] < 0:
+        return f"harmful: fixing it makes a row {-latent.ablation_cost:.2g} nats cheaper"
+    return _undecided(latent, limits) or f"weak: worth {_nats(latent)}"
+
+
+def _reason_at_rest(latent: Latent, limits: Thresholds, rows: int | None, free: bool, deaf: bool) -> str:
     """Why a latent whose encoder looks idle is mixed."""
     if not deaf:
         return f"encoder-dead, decoder-live: noise in it moves the output by {latent.noise_reaction:.1%} RMS"
     low, high = latent.ablation_cost_ci95 or (math.nan, math.nan)
     if low > limits.ablation:
         return f"encoder-dead, but fixing it costs {_nats(latent)}"
+    if free:
+        heard = f"noise in it moves the output by {latent.noise_reaction:.2%} RMS"
+        return f"undecided: {rows} rows cannot rule out rare use, and {heard}"
     return f"undecided: fixing it costs {_nats(latent)} (95%: {low:.2g} to {high:.2g}), the limit {limits.ablation:g}"
 
 
@@ -103,7 +140,3 @@ def _rare_reason(latent: Latent) -> str:
 
 def _nats(latent: Latent) -> str:
     return f"{latent.ablation_cost:.2g} nats"
-
-
-def _with(latent: Latent, verdict: str, reason: str) -> Latent:
-    return dataclasses.replace(latent, verdict=verdict, reason=reason)  # type: ignore[arg-type]
