@@ -262,7 +262,7 @@ def test_suggested_grow_command_runs_as_printed(vaeprune, busy_model, rows):
 def test_suggested_command_repeats_the_options_the_verdicts_rest_on(vaeprune, busy_model, rows):
     """Latents that are idle only by these limits, this seed and these rows would not be cut by the bare command."""
     options = ["--held-out", rows, "--rows", 300, "--seed", 3, "--max-variance", 100, "--min-posterior-variance", 1e-3]
-    options += ["--max-ablation-cost", 1e4, "--max-noise", 0.5]
+    options += ["--max-ablation-cost", 1e4, "--max-noise", 0.08]
     advice = vaeprune("analyze", busy_model, "--data", rows, *options, "--ablate", "all", "--json").json["advice"]
     if advice["action"] == "shrink":
         words = shlex.split(advice["command"])
