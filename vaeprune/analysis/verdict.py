@@ -12,7 +12,7 @@ from vaeprune.posterior import INACTIVE_VARIANCE
 _HALF = 0.5  # a latent whose sigma² is below carries at least ½ ln 2 nats
 WEAK = 0.5 * math.log(2)  # nats: worth less than a latent of that sigma²
 _AWAY = 3.0  # prior standard deviations: where a mode that no row has shown might lie
-_RARE = 6.0  # standard deviations: no Gaussian reaches as far within a billion rows
+_RARE = 6.0  # standard deviations: a Gaussian goes beyond twice in a billion rows
 
 
 def plainly_active(latent: Latent, limits: Thresholds) -> bool:
