@@ -6,9 +6,17 @@ import argparse
 import importlib
 
 CASES = (
-    "start_up", "moments", "mnist_dense", "tracing", "large_network", "dependency_tracer", "smaller_networks",
+    "start_up",
+    "moments",
+    "mnist_dense",
+    "interval_coverage",
+    "planted_truth",
+    "tracing",
+    "large_network",
+    "dependency_tracer",
+    "smaller_networks",
     "growing",
-)  # fmt: skip
+)
 
 
 def main() -> None:

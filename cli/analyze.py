@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
+
+import typer
 
 from . import options as o
 from .groups import takes
 from .output import note_variance_law, print_analysis, print_json, progress
 from .suggest import command_for
+
+Criteria = Annotated[bool, typer.Option("--criteria", help="Also what other published rules say of the latents.")]
 
 
 @takes(o.Reading, o.Rows, o.Limits)
@@ -16,6 +21,7 @@ def analyze(
     rows: o.Rows,
     reading: o.Reading,
     limits: o.Limits,
+    criteria: Criteria = False,
     device: o.OnDevice = o.Device.auto,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -26,7 +32,14 @@ def analyze(
     sets = rows.open(input_range=reading.input_range)
     vae = o.open_model(model, reading, sets, device, quiet)
     with progress(quiet or json) as report:
-        analysis = analyze_model(vae, sets, thresholds=limits.thresholds(), ablate=limits.ablate.value, progress=report)
+        analysis = analyze_model(
+            vae,
+            sets,
+            thresholds=limits.thresholds(),
+            ablate=limits.ablate.value,
+            criteria=criteria,
+            progress=report,
+        )
     note_variance_law(vae, analysis, quiet)
     command = command_for(analysis.advice, vae, model, rows, reading, limits)
     analysis = dataclasses.replace(analysis, advice=dataclasses.replace(analysis.advice, command=command))

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vaeprune.analysis import Analysis
+    from vaeprune.analysis.criteria import Criteria
     from vaeprune.evidence import Evidence
     from vaeprune.surgery.plan import ChannelRemoval, Left
 
 _LAW = (0.75, 1.33)
 _SAMPLES = re.compile(r"observed constant on (\d+) samples")
 _OF_COURSE = ("it is a latent", "it is part of the output")
+_LETTERS = {"active": "A", "mixed": "m", "inactive": "·", "passive": "·"}
 _COLOURS = {"active": "green", "inactive": "red", "mixed": "yellow"}
 
 
@@ -110,10 +112,33 @@ def print_analysis(analysis: Analysis, title: str) -> None:
         joint = f"; fixing all inactive ones at once costs {analysis.joint_ablation_cost:.4f} nats"
     counts = ", ".join(f"{len(analysis.indices(v))} {v}" for v in ("active", "inactive", "mixed"))
     show(f"\n{analysis.latent_size} latents: {counts}{joint}")
-    show("sum = variance + mean σ², 1 where the latent's scale is free and training is at rest")
+    show(
+        f"a use by less than {analysis.unseen_share:.2%} of the data may go unseen in {analysis.n_samples:,} rows (95%)"
+    )
+    if analysis.criteria:
+        _print_criteria(analysis.criteria)
+    show("")
+    for check, line in analysis.self_checks.lines().items():
+        show(f"{check}: {line}")
     show(f"\nadvice: {analysis.advice.action}: {analysis.advice.reason}")
     if analysis.advice.command:
         show(f"    {analysis.advice.command}")
+
+
+def _print_criteria(criteria: Criteria) -> None:
+    """One row a rule: its count, its letter for each latent, and what it rests on."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("rule", "in use", "latents", "by"):
+        table.add_column(name, justify="right" if name == "in use" else "left", no_wrap=name == "latents")
+    for rule in criteria.rules:
+        letters = "".join(_LETTERS[verdict] for verdict in rule.verdicts)
+        told = f"{rule.rule}; {rule.note}" if rule.note else rule.rule
+        table.add_row(rule.name, "" if rule.count is None else str(rule.count), letters, told)
+    show("")
+    stdout().print(table)
+    show("A active, m mixed, · inactive or passive, latents in order; docs/criteria.md has the sources")
 
 
 def note_variance_law(vae: object, analysis: Analysis, quiet: bool) -> None:

@@ -73,7 +73,7 @@ class Result:
     smaller: AdaptedVAE
 
 
-def rows(*shape: int, count: int = 300, seed: int = 0) -> Tensor:
+def rows(*shape: int, count: int = 900, seed: int = 0) -> Tensor:
     """Rows of uniform noise on [0, 1]."""
     return torch.rand(count, *(shape or (WIDTH,)), generator=torch.Generator().manual_seed(seed))
 
@@ -535,7 +535,7 @@ class ClassConditionalVAE(ConditionalVAE):
 
 
 def conditional() -> Family:
-    c = torch.eye(3)[torch.arange(300) % 3]
+    c = torch.eye(3)[torch.arange(900) % 3]
     return Family(plant(ConditionalVAE()), rows(), (c,), smaller=ConditionalVAE)
 
 
@@ -543,7 +543,7 @@ def class_conditional() -> Family:
     return Family(
         plant(ClassConditionalVAE()),
         rows(),
-        (torch.arange(300) % 3,),
+        (torch.arange(900) % 3,),
         posterior=lambda network, x, y: network.encode(x),
         smaller=ClassConditionalVAE,
     )

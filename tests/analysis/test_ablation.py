@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from planted import GAUSSIAN, MapVAE, PlainVAE, dense, rows
 from vaeprune.adapters import measuring
-from vaeprune.analysis.ablation import Reaction, reactions
+from vaeprune.analysis.ablation import Reaction, reactions, some_of
+from vaeprune.analysis.latents import quantile
 from vaeprune.data import MemoryRows
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import VAE
@@ -33,7 +34,7 @@ def assert_costs_are_naive(vae: VAE, x: Tensor, sets: list[list[int]]) -> None:
     constants = torch.linspace(-0.5, 0.5, vae.latent_size, dtype=torch.float64)
     for latents, reaction in zip(sets, react(vae, x, constants, sets), strict=True):
         costs = naive_costs(vae, x, constants, latents).numpy()
-        reach = 1.959963985 * costs.std(ddof=1) / math.sqrt(len(x))
+        reach = quantile(len(x)) * costs.std(ddof=1) / math.sqrt(len(x))
         assert reaction.cost == pytest.approx(costs.mean(), rel=1e-9)
         assert reaction.cost_ci95 == pytest.approx((costs.mean() - reach, costs.mean() + reach), rel=1e-6)
 
@@ -61,7 +62,7 @@ def test_a_latent_map_is_fixed_at_every_position() -> None:
 def test_fixing_a_latent_the_decoder_does_not_read_costs_exactly_nothing() -> None:
     vae = dense(idle=[1])
     (reaction,) = react(vae, rows(300), torch.full((6,), 0.03), [[1]])
-    assert reaction == Reaction(0.0, (0.0, 0.0), 0.0)
+    assert reaction == Reaction(0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
 
 
 def test_noise_reaction_of_a_linear_decoder_is_its_column() -> None:
@@ -76,6 +77,37 @@ def test_noise_reaction_of_a_linear_decoder_is_its_column() -> None:
         expected = (decoder.weight.square().mean(0) * (1 + constants**2)).sqrt() / span
     found = [reaction.noise for reaction in react(vae, x, constants, [[i] for i in range(4)])]
     np.testing.assert_allclose(found, expected.numpy(), rtol=0.05)
+
+
+def test_the_interval_of_a_noise_reaction_is_about_it_and_narrows_with_rows() -> None:
+    decoder = nn.Linear(4, 5)
+    vae = PlainVAE(decoder).double()
+    constants = torch.zeros(4, dtype=torch.float64)
+    widths = []
+    for count in (40, 4000):
+        x = rows(count, (5,)).double()
+        with torch.no_grad():
+            output = vae.decode(vae.encode(x).mean)
+            expected = decoder.weight[:, 1].square().mean().sqrt().item() / (output.max() - output.min()).item()
+        (reaction,) = react(vae, x, constants, [[1]])
+        low, high = reaction.noise_ci95
+        assert low < reaction.noise < high
+        assert abs(reaction.noise - expected) < high - low
+        widths.append((high - low) / reaction.noise)
+    assert widths[1] == pytest.approx(widths[0] / 10, rel=0.6)
+
+
+def test_some_of_the_rows_are_drawn_from_all_of_them_and_the_same_for_the_same_seed() -> None:
+    whole = MemoryRows("rows", torch.arange(1000, dtype=torch.uint8)[:, None].expand(-1, 3), torch.arange(1000))
+    (x, index), (again, _), (_, other) = (next(some_of(whole, 50, seed).batches(99)) for seed in (3, 3, 4))
+    assert torch.equal(x, again)
+    assert not torch.equal(index, other)
+    assert index.unique().tolist() == index.tolist()
+    assert len(index) == 50
+    assert index.max() > 900
+    assert index.min() < 100
+    torch.testing.assert_close(x[:, 0], (index % 256) / 255)
+    assert some_of(whole, 1000, 0) is whole
 
 
 def test_noise_reaction_is_measured_on_the_mean_of_the_likelihood_not_on_logits() -> None:

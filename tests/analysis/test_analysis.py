@@ -23,6 +23,8 @@ from vaeprune.adapters import measuring
 from vaeprune.analysis import Analysis, Thresholds, analyze
 from vaeprune.analysis.ablation import reactions
 from vaeprune.data import as_data
+from vaeprune.data.sets import part
+from vaeprune.data.sources import MemorySource
 from vaeprune.errors import DataError, ModelError, UsageError
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
@@ -80,17 +82,64 @@ def test_the_decoder_is_tried_on_the_select_rows() -> None:
         assert found == (reaction.cost, reaction.cost_ci95, reaction.noise)
 
 
-def test_candidates_are_tried_and_what_is_plainly_active_is_not() -> None:
-    vae = dense(idle=[1, 4])
+def _own_axes(count: int = 4000) -> tuple[PlainVAE, Tensor]:
+    """x (5) = z (4) and noise by columns of the identity: each latent is worth 0.5 · 0.5² / 0.1² = 12.5 nats."""
+    vae = PlainVAE(nn.Linear(4, 5, bias=False))
+    vae.likelihood = Likelihood("gaussian", "mean", 0.1)
+    vae.encode = lambda x, *_: Posterior(x[:, :4], torch.full_like(x[:, :4], -4.0))
     with torch.no_grad():
-        vae.mean_head.weight[0] *= 20
-        vae.logvar_head.weight[0] *= 0
-    analysis = analyze(vae, rows(), ablate="candidates")
-    assert analysis.latents[0].verdict == "active"
-    assert analysis.latents[0].ablation_cost is None
-    assert analysis.latents[0].noise_reaction is None
-    assert analysis.latents[1].ablation_cost == 0
-    assert analyze(vae, rows(), ablate="all").latents[0].ablation_cost > 0
+        vae.decoder.weight.copy_(torch.eye(5)[:, :4])
+    return vae, 0.5 * torch.randn(count, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_candidates_are_tried_on_all_rows_and_what_is_plainly_active_on_few() -> None:
+    vae, x = _own_axes()
+    sizes: dict[str, int] = {}
+
+    def count(stage: str, more: int, total: int | None) -> None:
+        sizes[stage] = sizes.get(stage, 0) + more
+
+    few, all_ = (analyze(vae, x, ablate=ablate, progress=count) for ablate in ("candidates", "all"))
+    assert few.indices("active") == all_.indices("active") == [0, 1, 2, 3]
+    widths = [[la.ablation_cost_ci95[1] - la.ablation_cost_ci95[0] for la in a.latents] for a in (few, all_)]
+    assert all(a > 1.2 * b for a, b in zip(*widths, strict=True))
+    assert [la.ablation_cost for la in all_.latents] == pytest.approx([12.5] * 4, rel=0.15)
+    assert sizes["trying active latents"] == 256
+    assert sizes["ablating"] == as_data(x).select.count
+
+
+def test_what_looks_active_to_the_encoder_alone_must_be_read_by_the_decoder() -> None:
+    vae, x = _own_axes()
+    with torch.no_grad():
+        vae.decoder.weight[:, 2] = 0
+    for ablate in ("candidates", "all"):
+        latent = analyze(vae, x, ablate=ablate).latents[2]
+        assert latent.verdict == "mixed"
+        assert latent.reason.startswith("encoder-live, decoder-dead: its KL is 1.6 nats, and fixing it costs 0 nats")
+
+
+def test_an_active_latent_costs_reconstruction_and_one_that_does_harm_is_not_active() -> None:
+    vae, x = _own_axes()
+    with torch.no_grad():
+        vae.decoder.weight[1, 1] = -1.0
+    latent = analyze(vae, x).latents[1]
+    assert latent.verdict == "mixed"
+    gain = float(latent.reason.removeprefix("harmful: fixing it makes a row ").split()[0])
+    assert gain == pytest.approx(3 * 12.5, rel=0.15)
+
+
+def test_a_rare_mode_is_mixed_with_the_share_of_rows_that_use_it() -> None:
+    """1% of rows use latent 3, at 3; its variance is 0.09, and its decoder's column is worth 0.09/2/2² = 0.011 nats."""
+    vae, x = _own_axes()
+    vae.likelihood = Likelihood("gaussian", "mean", 2.0)
+    x[:, 3] = 3.0 * (torch.rand(len(x), generator=torch.Generator().manual_seed(2)) < 0.01)
+    vae.encode = lambda x, *_: Posterior(x[:, :4], torch.where(x[:, 3:4] > 1, -2.0, -0.02).expand(-1, 4))
+    latent = analyze(vae, x).latents[3]
+    assert latent.verdict == "mixed"
+    assert latent.reason.startswith("rare: used by ")
+    assert "% of the data, where its KL reaches 5.1 nats; worth 0.0" in latent.reason
+    assert float(latent.reason.split()[3].rstrip("%")) == pytest.approx(100 * latent.used_share, rel=0.05)
+    assert latent.used_share_ci95[0] < 0.01 < latent.used_share_ci95[1]
 
 
 def test_verdicts_without_ablation_are_provisional() -> None:
@@ -110,6 +159,51 @@ def test_an_idle_latent_the_decoder_listens_to_is_mixed() -> None:
 def test_a_collapsed_posterior_is_diagnosed() -> None:
     advice = analyze(dense(idle=range(6)), rows()).advice
     assert (advice.action, advice.latent_size) == ("retrain", 6)
+
+
+# ---- few rows, few latents
+
+
+@pytest.mark.parametrize(("idle", "verdict"), [([0], "inactive"), ([], "mixed")])
+def test_a_single_latent_is_judged(idle: list[int], verdict: str) -> None:
+    analysis = analyze(dense(idle=idle, latents=1), rows(), criteria=True)
+    assert [latent.verdict for latent in analysis.latents] == [verdict]
+    assert analysis.self_checks.aggregate.effective_rank is None
+    assert analysis.advice.action == ("retrain" if idle else "keep")
+
+
+def test_more_latents_than_rows_are_judged_each_and_the_rank_is_called_too_low() -> None:
+    vae = dense(idle=range(10, 100), latents=100)
+    with torch.no_grad():
+        vae.logvar_head.weight[:10] = vae.logvar_head.bias[:10] = 0  # sigma² = 1: weak, whatever their variance
+    analysis = analyze(vae, rows(130))
+    assert analysis.n_samples < 100
+    assert analysis.indices("inactive") == list(range(10, 100))
+    assert "too low with so few rows" in analysis.self_checks.aggregate.line()
+    assert analysis.unseen_share == 3 / analysis.n_samples
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (1, "data: got 1 row, which leaves none to check the result on; give more rows"),
+        (40, "expected at least 30, 20"),
+    ],
+)
+def test_too_few_rows_are_refused(count: int, told: str) -> None:
+    with pytest.raises(DataError) as error:
+        analyze(dense(), rows(count))
+    assert told in str(error.value)
+
+
+def test_constant_rows_are_refused_and_constant_samples_beside_others_are_not() -> None:
+    constant = torch.full((400, 12), 0.5)
+    with pytest.raises(DataError, match="got 400 rows that are all alike"):
+        analyze(dense(), constant)
+    sets = part("data", MemorySource("same", constant), MemorySource("others", rows()), 0, None)
+    analysis = analyze(dense(idle=[1, 4]), sets)
+    assert analysis.indices("inactive") == [1, 4]
+    assert analysis.indices("active") == []
 
 
 # ---- redundant latents
@@ -302,12 +396,17 @@ def test_progress_counts_every_row_once_for_each_stage() -> None:
 
     sets = as_data(rows())
     analysis = analyze(dense(), sets, progress=count)
-    assert done == {"encoding": analysis.n_samples, "ablating": sets.select.count}
+    tried = [la.index for la in analysis.latents]
+    assert len(tried) == 6
+    assert done["encoding"] == analysis.n_samples
+    assert done["ablating"] == sets.select.count
+    assert done["ablating together"] == sets.select.count
+    assert done["decoder's slopes"] == min(256, sets.select.count)
 
 
 @pytest.mark.parametrize("ablate", ["all", "none"])
 def test_an_analysis_survives_json(ablate: str) -> None:
-    analysis = analyze(dense(), rows(), ablate=ablate, thresholds=Thresholds(noise=0.02), seed=3)
+    analysis = analyze(dense(), rows(), ablate=ablate, thresholds=Thresholds(noise=0.02), seed=3, criteria=True)
     text = json.dumps(analysis.to_json(), allow_nan=False)
     assert Analysis.from_json(json.loads(text)) == analysis
 

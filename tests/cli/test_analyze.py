@@ -46,7 +46,9 @@ def test_json_is_what_the_library_says(vaeprune, idle_model, rows):
     assert found == {"model": str(idle_model), **expected}
 
 
-@pytest.mark.parametrize(("ablate", "measured"), [("none", []), ("candidates", [1, 4]), ("all", list(range(6)))])
+@pytest.mark.parametrize(
+    ("ablate", "measured"), [("none", []), ("candidates", list(range(6))), ("all", list(range(6)))]
+)
 def test_what_was_not_measured_is_null(vaeprune, idle_model, rows, ablate, measured):
     found = vaeprune("analyze", idle_model, "--data", rows, "--ablate", ablate, "--json").json
     for key in ("ablation_cost", "noise_reaction"):
@@ -80,6 +82,70 @@ def test_table_has_a_line_for_each_latent_and_the_advice(vaeprune, idle_model, r
     assert "6 latents: 4 active, 2 inactive, 0 mixed; fixing all inactive ones at once costs 0.0000 nats" in lines
     assert any(line.startswith("advice: shrink: 2 of 6 latents are inactive;") for line in lines)
     assert lines[-1] == "    vaeprune shrink idle --data rows.npy --out idle-4"
+
+
+def test_each_self_check_has_its_line_and_its_figures(vaeprune, idle_model, rows):
+    out = vaeprune("analyze", idle_model, "--data", rows).out.splitlines()
+    found = vaeprune("analyze", idle_model, "--data", rows, "--json").json
+    checks = found["self_checks"]
+    (law,) = [line for line in out if line.startswith("variance law: ")]
+    assert f"median {checks['variance_law']['median']:.3f}" in law
+    (aggregate,) = [line for line in out if line.startswith("aggregate posterior: ")]
+    assert f"{checks['aggregate']['effective_rank']:.2f} of 4 in use" in aggregate
+    (decoder,) = [line for line in out if line.startswith("σ² from the decoder: ")]
+    assert f"median {checks['jacobian']['ratio']:.2f}" in decoder
+    assert decoder.endswith("β = 1")
+    assert len(checks["jacobian"]["predicted"]) == 6
+    (kl,) = [line for line in out if line.startswith("KL: ")]
+    assert kl.startswith(
+        f"KL: {checks['information']['nats']:.3f} nats ({checks['information']['bits']:.3f} bits) per row"
+    )
+    unseen = (
+        f"a use by less than {3 / found['n_samples']:.2%} of the data may go unseen in {found['n_samples']} rows (95%)"
+    )
+    assert unseen in out
+
+
+def test_without_the_decoder_the_check_of_it_is_null_and_says_why(vaeprune, idle_model, rows):
+    ran = vaeprune("analyze", idle_model, "--data", rows, "--ablate", "none")
+    assert "σ² from the decoder: not measured: the decoder was not tried" in ran.out.splitlines()
+    found = vaeprune("analyze", idle_model, "--data", rows, "--ablate", "none", "--json").json
+    assert found["self_checks"]["jacobian"]["predicted"] is None
+    assert found["self_checks"]["jacobian"]["ratio"] is None
+
+
+def test_criteria_print_the_peers_rules_beside_ours(vaeprune, idle_model, rows):
+    out = vaeprune("analyze", idle_model, "--data", rows, "--criteria").out.splitlines()
+    start = next(i for i, line in enumerate(out) if line.startswith("rule"))
+    table = {line[:18].strip(): line for line in out[start + 1 : start + 9]}
+    assert list(table) == [
+        "vaeprune", "active units", "posterior variance", "mean KL", "variable filter", "FONDUE, filter",
+        "FONDUE, dimension", "ARD-VAE",
+    ]  # fmt: skip
+    for name in ("vaeprune", "active units", "posterior variance", "mean KL", "ARD-VAE"):
+        assert table[name][18:].split()[:2] == ["4", "A·AA·A"]
+    assert out[-1].startswith("    vaeprune shrink ")
+    assert vaeprune("analyze", idle_model, "--data", rows, "--json").json["criteria"] is None
+    found = vaeprune("analyze", idle_model, "--data", rows, "--criteria", "--json").json["criteria"]
+    assert [rule["name"] for rule in found] == list(table)
+
+
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (
+            np.full((400, 28, 28), 7, np.uint8),
+            "got 400 rows that are all alike, which leaves none to check the result on",
+        ),
+        (np.zeros((1, 28, 28), np.uint8), "got 1 row, which leaves none to check the result on"),
+    ],
+    ids=["constant", "one"],
+)
+def test_data_that_can_tell_nothing_are_refused_with_the_reason(vaeprune, idle_model, x, told):
+    np.save("few.npy", x)
+    ran = vaeprune("analyze", idle_model, "--data", "few.npy")
+    assert (ran.code, ran.out) == (2, "")
+    assert told in ran.err
 
 
 def test_lines_are_not_wrapped_off_a_terminal(vaeprune, idle_model, rows, monkeypatch):
@@ -196,7 +262,7 @@ def test_suggested_grow_command_runs_as_printed(vaeprune, busy_model, rows):
 def test_suggested_command_repeats_the_options_the_verdicts_rest_on(vaeprune, busy_model, rows):
     """Latents that are idle only by these limits, this seed and these rows would not be cut by the bare command."""
     options = ["--held-out", rows, "--rows", 300, "--seed", 3, "--max-variance", 100, "--min-posterior-variance", 1e-3]
-    options += ["--max-ablation-cost", 1e4, "--max-noise", 0.07]
+    options += ["--max-ablation-cost", 1e4, "--max-noise", 0.08]
     advice = vaeprune("analyze", busy_model, "--data", rows, *options, "--ablate", "all", "--json").json["advice"]
     if advice["action"] == "shrink":
         words = shlex.split(advice["command"])

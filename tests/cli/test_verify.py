@@ -21,11 +21,20 @@ GATES = [
 ]  # fmt: skip
 
 
+def to_six_digits(value):
+    """The same figures without the last bits, which depend on where in memory the weights lie."""
+    if isinstance(value, dict):
+        return {key: to_six_digits(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [to_six_digits(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
+
+
 def test_verify_repeats_the_evidence_of_shrink(vaeprune, idle_model, shrunk, rows):
     ran = vaeprune("verify", idle_model, shrunk, "--data", rows, "--json")
     assert (ran.code, ran.err) == (0, "")
     assert ran.json.keys() >= EVIDENCE
-    assert ran.json == json.loads((shrunk / "evidence.json").read_text())
+    assert to_six_digits(ran.json) == to_six_digits(json.loads((shrunk / "evidence.json").read_text()))
 
 
 def test_text_lists_each_gate(vaeprune, idle_model, shrunk, rows):
@@ -69,7 +78,7 @@ def test_plan_may_be_named(vaeprune, idle_model, shrunk, rows, copied):
     for name in ("plan.json", "plan.safetensors"):
         (bare / name).unlink()
     ran = vaeprune("verify", idle_model, bare, "--data", rows, "--plan", shrunk / "plan.json", "--json")
-    assert ran.json == json.loads((shrunk / "evidence.json").read_text())
+    assert to_six_digits(ran.json) == to_six_digits(json.loads((shrunk / "evidence.json").read_text()))
 
 
 def test_other_weights_fail(vaeprune, idle_model, other_idle_model, rows):

@@ -221,7 +221,22 @@ def test_a_sample_is_uniform() -> None:
     assert ((counts - 250) ** 2 / 250).sum() < 29.9  # 1 in 10,000 at 7 degrees of freedom
 
 
-def test_a_sample_of_nothing_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("x", "told"),
+    [
+        (normal(10, 3), "x.npy: got 10 rows, which leaves none to check the result on; give more rows"),
+        (normal(1, 3), "x.npy: got 1 row, which leaves none to check the result on; give more rows"),
+        (
+            torch.full((400, 3), 0.5),
+            (
+                "x.npy: got 400 rows that are all alike, which leaves none to check the result on; "
+                "equal rows stay together, so give rows that differ"
+            ),
+        ),
+    ],
+    ids=["ten", "one", "constant"],
+)
+def test_a_sample_of_nothing_is_refused_with_the_reason(x: torch.Tensor, told: str) -> None:
     with pytest.raises(DataError) as caught:
-        sample_rows(MemorySource("x.npy", normal(10, 3)), 0, nobody, 5, None)
-    assert caught.value.message == "x.npy: has too few rows, none was left to check the result on"
+        sample_rows(MemorySource("x.npy", x), 0, nobody, 5, None)
+    assert str(caught.value) == told

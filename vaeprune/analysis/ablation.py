@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from vaeprune.adapters import batches_for
-from vaeprune.analysis.latents import Interval, interval
-from vaeprune.data import Rows
+from vaeprune.adapters.measuring import batch_rows
+from vaeprune.analysis.latents import Interval, interval, quantile
+from vaeprune.data import MemoryRows, Rows
 from vaeprune.posterior import VAE
 
-_DECODED_AT_ONCE = 4096
+_MOST_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Reaction:
     """Decoder's reaction to fixing a set of latents at their means.
 
     `cost`: mean change of −log p(x | z) on the mean path, in nats per row, with its 95% interval; positive = worse.
-    `noise`: RMS change of the output when those latents are N(0, 1) noise instead, as a share of the output's range.
+    `noise`: RMS change of the output when those latents are N(0, 1) noise instead, as a share of the output's range,
+    with its interval.
     """
 
     cost: float
     cost_ci95: Interval
     noise: float
+    noise_ci95: Interval
 
 
 def reactions(
@@ -49,7 +52,8 @@ def reactions(
         mask[list(latents)] = True
     running = _Running(len(sets))
     generator = torch.Generator().manual_seed(seed)
-    for x, *condition in batches_for(vae, rows, size=256):
+    at_once = batch_rows(vae.input_shape)
+    for x, *condition in batches_for(vae, rows, size=min(_MOST_ROWS, at_once)):
         posterior = vae.encode(x, *condition)
         fixed = constants.to(posterior.mean).view(-1, *[1] * (posterior.mean.dim() - 2)).expand_as(posterior.mean)
         sampled, free = (torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean) for _ in range(2))
@@ -57,7 +61,7 @@ def reactions(
         whole = vae.decode_parameters(posterior.mean, *condition)
         base = vae.likelihood.nats(x, whole)
         running.see_range(vae.likelihood.mean(whole))
-        for start, chunk in _chunks(masks, len(x)):
+        for start, chunk in _chunks(masks, at_once // len(x)):
             repeat = len(chunk)
             mask = chunk.to(x.device)[:, None].view(repeat, 1, -1, *[1] * (z.dim() - 2))
             again = [c.repeat(repeat, *[1] * (c.dim() - 1)) for c in condition]
@@ -78,12 +82,21 @@ def reactions(
     return running.results()
 
 
+def some_of(rows: MemoryRows, most: int, seed: int) -> MemoryRows:
+    """At most `most` of the rows, drawn at random."""
+    if rows.count <= most:
+        return rows
+    chosen = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))[:most].sort().values
+    span = rows.scaled_to or (0.0, 1.0)
+    return MemoryRows(rows.name, *(tensor[chosen] for tensor in rows.tensors), span=span)
+
+
 class _Running:
-    """Sums over rows; cost differences are merged as means and squared deviations (Chan et al. 1983)."""
+    """Means over rows and squared deviations of costs and of squared noise, merged by batch (Chan et al. 1983)."""
 
     def __init__(self, sets: int) -> None:
         self.rows = 0
-        self.mean, self.squares, self.noise = (torch.zeros(sets, dtype=torch.float64) for _ in range(3))
+        self.mean, self.squares = (torch.zeros(2, sets, dtype=torch.float64) for _ in range(2))
         self.low, self.high = math.inf, -math.inf
 
     def see_range(self, output: Tensor) -> None:
@@ -91,24 +104,27 @@ class _Running:
 
     def add(self, start: int, cost: Tensor, noise: Tensor) -> None:
         """cost, noise: (sets, B) of the sets from `start` on."""
-        cost, noise = cost.double().cpu(), noise.double().cpu()
+        found = torch.stack([cost.double().cpu(), noise.double().cpu()])
         here = slice(start, start + len(cost))
-        n, m = self.rows, cost.shape[1]
-        mean = cost.mean(1)
-        delta = mean - self.mean[here]
-        self.squares[here] += (cost - mean[:, None]).square().sum(1) + delta.square() * n * m / (n + m)
-        self.mean[here] += delta * m / (n + m)
-        self.noise[here] += noise.sum(1)
+        n, m = self.rows, found.shape[2]
+        mean = found.mean(2)
+        delta = mean - self.mean[:, here]
+        self.squares[:, here] += (found - mean[..., None]).square().sum(2) + delta.square() * n * m / (n + m)
+        self.mean[:, here] += delta * m / (n + m)
 
     def results(self) -> list[Reaction]:
         span = max(self.high - self.low, 1e-12)
         error = (self.squares / max(self.rows - 1, 1) / self.rows).sqrt()
-        rms = (self.noise / self.rows).sqrt() / span
-        triples = zip(self.mean.tolist(), error.tolist(), rms.tolist(), strict=True)
-        return [Reaction(mean, interval(mean, e), noise) for mean, e, noise in triples]
+        t = quantile(self.rows)
+        found = []
+        figures = torch.stack([self.mean[0], error[0], self.mean[1], error[1]]).T.tolist()
+        for cost, cost_error, square, square_error in figures:
+            low, high = (math.sqrt(s) / span for s in interval(square, square_error, least=0.0, quantile=t))
+            found.append(Reaction(cost, interval(cost, cost_error, quantile=t), math.sqrt(square) / span, (low, high)))
+        return found
 
 
-def _chunks(masks: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
-    step = max(1, _DECODED_AT_ONCE // rows)
+def _chunks(masks: Tensor, most: int) -> Iterator[tuple[int, Tensor]]:
+    step = max(1, most)
     for start in range(0, len(masks), step):
         yield start, masks[start : start + step]

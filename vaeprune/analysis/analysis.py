@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from vaeprune.adapters import AdaptedVAE, as_vae, batches_for, measuring
-from vaeprune.analysis.ablation import Reaction, reactions
 from vaeprune.analysis.advice import Advice, advise
+from vaeprune.analysis.criteria import Criteria, peer_criteria
+from vaeprune.analysis.jacobian import DecoderPull, decoder_pull
 from vaeprune.analysis.latents import Interval, Latent, Thresholds, latents_of
 from vaeprune.analysis.moments import Moments
-from vaeprune.analysis.verdict import judge, plainly_active
+from vaeprune.analysis.self_checks import SelfChecks, self_checks
+from vaeprune.analysis.trials import Ablate as Ablate
+from vaeprune.analysis.trials import Progress as Progress
+from vaeprune.analysis.trials import tried
 from vaeprune.data import DataSets, Rows, as_data
 from vaeprune.errors import DataError, UsageError
 from vaeprune.posterior import VAE
-
-Ablate = Literal["all", "candidates", "none"]
-Progress = Callable[[str, int, int | None], None]  # what is being done, rows more, rows in all
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Analysis:
     """What `analyze` found. `n_samples` counts the calibration rows behind the moments.
 
     `joint_ablation_cost`: nats per row for fixing all inactive latents at once; None without ablation.
+    `criteria`: what other rules say of the same latents, where it was asked for.
     """
 
     data: str
@@ -37,13 +39,20 @@ class Analysis:
     latents: tuple[Latent, ...]
     advice: Advice
     thresholds: Thresholds
+    self_checks: SelfChecks
     joint_ablation_cost: float | None = None
     joint_ablation_cost_ci95: Interval | None = None
+    criteria: Criteria | None = None
 
     @property
     def latent_size(self) -> int:
         """Number of latents D."""
         return len(self.latents)
+
+    @property
+    def unseen_share(self) -> float:
+        """A share of rows that would go unseen in this many with a probability of 5%: 3/n."""
+        return 3 / self.n_samples
 
     def indices(self, verdict: str) -> list[int]:
         """Latents of one verdict."""
@@ -63,6 +72,8 @@ class Analysis:
             "joint_ablation_cost": self.joint_ablation_cost,
             "joint_ablation_cost_ci95": self.joint_ablation_cost_ci95,
             "thresholds": dataclasses.asdict(self.thresholds),
+            "self_checks": self.self_checks.to_json(),
+            "criteria": self.criteria.to_json() if self.criteria else None,
             "advice": dataclasses.asdict(self.advice),
         }
 
@@ -76,8 +87,10 @@ class Analysis:
             tuple(_latent(latent) for latent in entry["latents"]),
             Advice(**entry["advice"]),
             Thresholds(**entry["thresholds"]),
+            SelfChecks.from_json(entry["self_checks"]),
             entry["joint_ablation_cost"],
             _pair(entry["joint_ablation_cost_ci95"]),
+            Criteria.from_json(entry["criteria"]) if entry["criteria"] else None,
         )
 
 
@@ -87,14 +100,16 @@ def analyze(
     *,
     thresholds: Thresholds | None = None,
     ablate: Ablate = "candidates",
+    criteria: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
     """Measure every latent of `model` on `data` and say which are in use.
 
     Moments come from the calibrate rows, ablation costs and noise reactions from the select rows. `ablate` tries the
-    decoder for "all" latents, for the "candidates" that are not plainly active, or for "none" (verdicts are then
-    provisional). The model is left as it was. Raises DataError or ModelError. Asperti, section IV and Table I.
+    decoder for "all" latents, for the "candidates" that are not plainly active (the others on few rows), or for "none"
+    (verdicts are then provisional). `criteria` adds what other published rules say. The model is left as it was.
+    Raises DataError or ModelError. Asperti, section IV and Table I.
     """
     limits = thresholds or Thresholds()
     if ablate not in ("all", "candidates", "none"):
@@ -105,15 +120,10 @@ def analyze(
         ablate = "none"  # there is no decoder to try
     with measuring(vae):
         moments = accumulate(vae, sets.calibrate, progress)
-        latents = latents_of(moments)
-        joint = None
-        if ablate != "none":
-            tried = [la.index for la in latents if ablate == "all" or not plainly_active(la, limits)]
-            latents = _with_reactions(vae, sets, moments, latents, tried, progress)
-            latents = [judge(latent, limits) for latent in latents]
-            latents, joint = _jointly(vae, sets, moments, latents, limits)
-        else:
-            latents = [judge(latent, limits) for latent in latents]
+        latents, joint = tried(vae, sets, moments, latents_of(moments), ablate, limits, progress)
+        beta = kl_weight(getattr(vae, "provenance", {}))
+        pull = _pull(vae, sets, 1.0 if beta is None else beta, ablate, progress)
+        peers = peer_criteria(vae, sets, moments, latents, pull) if criteria else None
     return Analysis(
         data=sets.name,
         seed=sets.seed,
@@ -123,6 +133,8 @@ def analyze(
         thresholds=limits,
         joint_ablation_cost=joint.cost if joint else None,
         joint_ablation_cost_ci95=joint.cost_ci95 if joint else None,
+        self_checks=self_checks(moments, latents, pull, beta),
+        criteria=peers,
     )
 
 
@@ -139,44 +151,26 @@ def accumulate(vae: VAE, rows: Rows, progress: Progress | None = None) -> Moment
     return moments
 
 
-def _with_reactions(
-    vae: VAE, sets: DataSets, moments: Moments, latents: list[Latent], tried: Sequence[int],
-    progress: Progress | None,
-) -> list[Latent]:  # fmt: skip
-    def report(rows: int) -> None:
+def kl_weight(provenance: Mapping[str, Any]) -> float | None:
+    """The KL's weight by the training record; None where there is none, or another penalty took the KL's place."""
+    training = provenance.get("training") or {}
+    beta = training.get("beta")
+    if training.get("kl") != "full" or isinstance(beta, bool) or not isinstance(beta, (int, float)) or not beta > 0:
+        return None
+    return float(beta)
+
+
+def _pull(vae: VAE, sets: DataSets, beta: float, ablate: Ablate, progress: Progress | None) -> DecoderPull | str:
+    if isinstance(vae, AdaptedVAE) and vae.reading.decode is None:
+        return "there is no decoder that could be called with z"
+    if ablate == "none":
+        return "the decoder was not tried"
+
+    def report(rows: int, total: int) -> None:
         if progress:
-            progress("ablating", rows, sets.select.count)
+            progress("decoder's slopes", rows, total)
 
-    found = reactions(vae, sets.select, moments.mean, [[i] for i in tried], sets.seed, report)
-    latents = list(latents)
-    for i, reaction in zip(tried, found, strict=True):
-        latents[i] = dataclasses.replace(
-            latents[i],
-            ablation_cost=reaction.cost,
-            ablation_cost_ci95=reaction.cost_ci95,
-            noise_reaction=reaction.noise,
-        )
-    return latents
-
-
-def _jointly(
-    vae: VAE, sets: DataSets, moments: Moments, latents: list[Latent], limits: Thresholds
-) -> tuple[list[Latent], Reaction | None]:
-    """Fix all inactive latents at once: two redundant ones each look free. The dearest leave until the rest is free."""
-    latents = list(latents)
-    inactive = [latent.index for latent in latents if latent.verdict == "inactive"]
-    while inactive:
-        (joint,) = reactions(vae, sets.select, moments.mean, [inactive], sets.seed)
-        if joint.cost_ci95[1] < limits.ablation and joint.noise < limits.noise:
-            return latents, joint
-        dearest = max(inactive, key=lambda i: (latents[i].ablation_cost or 0.0, latents[i].noise_reaction or 0.0))
-        latents[dearest] = dataclasses.replace(
-            latents[dearest],
-            verdict="mixed",
-            reason=f"redundant: free alone, {joint.cost:.3g} nats with the others",
-        )
-        inactive.remove(dearest)
-    return latents, None
+    return decoder_pull(vae, sets.select, beta, sets.seed, report)
 
 
 def _latent(entry: dict[str, Any]) -> Latent:

@@ -1,8 +1,9 @@
 """Streaming moments of the posterior: one pass, float64, and two halves merge into exactly the whole.
 
-For each latent i: mean and central moments 2 to 4 of mu_i, mean and variance of sigma_i² and of the KL, extremes
-of mu_i, and the co-moments of all mu. Update and merge follow Chan, Golub and LeVeque 1983 and Pébay 2008: sums of
-powers about the running mean, shifted when the mean moves, so nothing is lost to cancellation far from 0.
+For each latent i: mean and central moments 2 to 4 of mu_i, mean and variance of sigma_i² and of the KL, extremes of
+mu_i and of the KL, how many rows have a KL above ½ nat, and the co-moments of all mu. Update and merge follow Chan,
+Golub and LeVeque 1983 and Pébay 2008: sums of powers about the running mean, shifted when the mean moves, so nothing is
+lost to cancellation far from 0.
 
 A latent that is a map (C×H×W) is one latent a channel. The positions of one image are not independent, so the image
 is the sample: its spatial mean a and its within-image variance v. The variance of the channel is Var(a) + E[v], and
@@ -22,6 +23,8 @@ from vaeprune.errors import DataError
 from vaeprune.posterior import Posterior
 
 Powers = dict[tuple[int, int], Tensor]
+# nats: a row whose KL is above uses the latent; a mean one prior standard deviation off at sigma² = 1 is worth as much
+USED = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,7 @@ class Moments:
     `count`: rows seen. `mean`: E[mu]. `within`: E[v], zero for vectors. `powers[p, q]`: Σ (a − E[a])^p (v − E[v])^q.
     `comoment`: Σ (mu − E[mu])(mu − E[mu])ᵀ of the (spatially averaged) means, (D, D).
     `sigma2`, `kl`: (mean, Σ squared deviations), each (D,). `low`, `high`: extremes of mu. `kl_high`: largest KL.
+    `used`: how many rows have a KL above ½ nat.
     """
 
     count: int
@@ -43,6 +47,7 @@ class Moments:
     low: Tensor
     high: Tensor
     kl_high: Tensor
+    used: Tensor
 
     @classmethod
     def of(cls, posterior: Posterior) -> Moments:
@@ -57,7 +62,8 @@ class Moments:
             sigma2, kl = sigma2.flatten(2).mean(2), kl.flatten(2).sum(2)
         flat = mu.movedim(1, -1).flatten(0, -2)
         low, high = flat.amin(0), flat.amax(0)
-        mean, kl_high, kl_spread = a.mean(0), kl.amax(0), _spread(kl)
+        mean, kl_high, used = a.mean(0), kl.amax(0), (kl > USED).count_nonzero(0).double()
+        kl_spread = _spread(kl)
         if not torch.isfinite(mean.sum() + kl_spread[0].sum()):  # one number tells for all
             _refuse_non_finite(mu, logvar)
         centred = a - mean
@@ -70,7 +76,7 @@ class Moments:
             u = v - within
             powers |= {(0, 2): u.square().sum(0), (1, 1): (centred * u).sum(0), (2, 1): (square * u).sum(0)}
         powers[4, 0] = square.square_().sum(0)
-        return cls(len(mu), mean, within, powers, comoment, _spread(sigma2), kl_spread, low, high, kl_high)
+        return cls(len(mu), mean, within, powers, comoment, _spread(sigma2), kl_spread, low, high, kl_high, used)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of rows together; exact, in any order and grouping, up to rounding."""
@@ -92,6 +98,7 @@ class Moments:
             torch.minimum(self.low, other.low),
             torch.maximum(self.high, other.high),
             torch.maximum(self.kl_high, other.kl_high),
+            self.used + other.used,
         )
 
     @property

@@ -131,7 +131,7 @@ def sample_rows(
             kept, ranks = _smallest(kept, ranks, keep)
     kept, ranks = _smallest(kept, ranks, keep)
     if not len(ranks[0]):
-        raise DataError(f"{source.name}: has too few rows, none was left to check the result on")
+        raise _none_left(source, seed, limit)
     return MemoryRows(source.name, *(torch.from_numpy(part) for part in kept[0]), span=span)
 
 
@@ -149,6 +149,18 @@ def as_batch(parts: Sequence[Tensor], dtype: torch.dtype, span: Span, room: Tens
         if span != (0.0, 1.0):
             rows = rows.mul_(span[1] - span[0]).add_(span[0])
     return (rows.to(dtype), *(part.to(dtype) if part.is_floating_point() else part for part in parts[1:]))
+
+
+def _none_left(source: Source, seed: int, limit: int | None) -> DataError:
+    """Why no row was left: too few of them, or all alike."""
+    hashes = [row_hashes(block[0], seed) for block in limited_blocks(source, limit)]
+    read = sum(map(len, hashes))
+    alike = read > 1 and len({int(h) for part in hashes for h in (part.min(), part.max())}) == 1
+    found = f"{read} rows that are all alike" if alike else f"{read} row{'' if read == 1 else 's'}"
+    return DataError(
+        f"{source.name}: got {found}, which leaves none to check the result on",
+        "equal rows stay together, so give rows that differ" if alike else "give more rows",
+    )
 
 
 def _smallest(
