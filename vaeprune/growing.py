@@ -18,13 +18,13 @@ from vaeprune.adapters.measuring import batch_rows
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets, as_data
 from vaeprune.errors import ModelError, StorageError, TrainingError, UsageError
-from vaeprune.evidence import EXACT_TOLERANCE
 from vaeprune.grown_card import grown_card
 from vaeprune.model_folder import ModelFolder, read_model_folder, write_model_folder
 from vaeprune.posterior import VAE
 from vaeprune.storage import refuse_existing
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.inserting import widening_for
+from vaeprune.surgery.reference import EXACT_TOLERANCE
 from vaeprune.surgery.scopes import Own
 from vaeprune.surgery.widening import Widening, undoing, widen, widened, write_widening
 from vaeprune.training import Growth, History
