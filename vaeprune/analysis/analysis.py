@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,8 +13,10 @@ from torch import nn
 from vaeprune.adapters import AdaptedVAE, as_vae, batches_for, measuring
 from vaeprune.analysis.ablation import Reaction, reactions
 from vaeprune.analysis.advice import Advice, advise
+from vaeprune.analysis.diagnosis import Diagnosis, case_of, diagnose, observe
 from vaeprune.analysis.latents import Interval, Latent, Thresholds, latents_of
 from vaeprune.analysis.moments import Moments
+from vaeprune.analysis.stated_objective import StatedObjective
 from vaeprune.analysis.verdict import judge, plainly_active
 from vaeprune.data import DataSets, Rows, as_data
 from vaeprune.errors import DataError, UsageError
@@ -39,6 +41,7 @@ class Analysis:
     thresholds: Thresholds
     joint_ablation_cost: float | None = None
     joint_ablation_cost_ci95: Interval | None = None
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
 
     @property
     def latent_size(self) -> int:
@@ -63,6 +66,7 @@ class Analysis:
             "joint_ablation_cost": self.joint_ablation_cost,
             "joint_ablation_cost_ci95": self.joint_ablation_cost_ci95,
             "thresholds": dataclasses.asdict(self.thresholds),
+            "diagnosis": self.diagnosis.to_json(),
             "advice": dataclasses.asdict(self.advice),
         }
 
@@ -78,6 +82,7 @@ class Analysis:
             Thresholds(**entry["thresholds"]),
             entry["joint_ablation_cost"],
             _pair(entry["joint_ablation_cost_ci95"]),
+            Diagnosis.from_json(entry["diagnosis"]),
         )
 
 
@@ -87,6 +92,7 @@ def analyze(
     *,
     thresholds: Thresholds | None = None,
     ablate: Ablate = "candidates",
+    objective: StatedObjective | str | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
@@ -94,15 +100,19 @@ def analyze(
 
     Moments come from the calibrate rows, ablation costs and noise reactions from the select rows. `ablate` tries the
     decoder for "all" latents, for the "candidates" that are not plainly active, or for "none" (verdicts are then
-    provisional). The model is left as it was. Raises DataError or ModelError. Asperti, section IV and Table I.
+    provisional). `objective` is what the model was trained to minimise, in the words of docs/diagnosis.md, where that
+    is known. The model is left as it was. Raises DataError, ModelError or UsageError. Asperti, section IV and Table I.
     """
     limits = thresholds or Thresholds()
     if ablate not in ("all", "candidates", "none"):
         raise UsageError(f"ablate: got {ablate!r}, expected all, candidates or none")
     sets = as_data(data, seed)
     vae = as_vae(model, sets)
-    if isinstance(vae, AdaptedVAE) and vae.reading.decode is None:
+    undecoded = isinstance(vae, AdaptedVAE) and vae.reading.decode is None
+    if undecoded:
         ablate = "none"  # there is no decoder to try
+    stated = StatedObjective.parse(objective) if isinstance(objective, str) else objective
+    observed = observe(vae, sets.calibrate, sets.seed, decodes=not undecoded)
     with measuring(vae):
         moments = accumulate(vae, sets.calibrate, progress)
         latents = latents_of(moments)
@@ -114,15 +124,18 @@ def analyze(
             latents, joint = _jointly(vae, sets, moments, latents, limits)
         else:
             latents = [judge(latent, limits) for latent in latents]
+        mixed_cost = _cost_of_mixed(vae, sets, moments, latents) if ablate != "none" else None
+    diagnosis = diagnose(case_of(vae, latents, observed, stated))
     return Analysis(
         data=sets.name,
         seed=sets.seed,
         n_samples=moments.count,
         latents=tuple(latents),
-        advice=advise(latents, getattr(vae, "provenance", {})),
+        advice=advise(latents, getattr(vae, "provenance", {}), diagnosis, mixed_cost),
         thresholds=limits,
         joint_ablation_cost=joint.cost if joint else None,
         joint_ablation_cost_ci95=joint.cost_ci95 if joint else None,
+        diagnosis=diagnosis,
     )
 
 
@@ -177,6 +190,14 @@ def _jointly(
         )
         inactive.remove(dearest)
     return latents, None
+
+
+def _cost_of_mixed(vae: VAE, sets: DataSets, moments: Moments, latents: Sequence[Latent]) -> float | None:
+    """Nats per row for fixing all mixed latents at once, where nothing is inactive."""
+    mixed = [latent.index for latent in latents if latent.verdict == "mixed"]
+    if not mixed or any(latent.verdict == "inactive" for latent in latents):
+        return None
+    return reactions(vae, sets.select, moments.mean, [mixed], sets.seed)[0].cost
 
 
 def _latent(entry: dict[str, Any]) -> Latent:

@@ -15,11 +15,12 @@ from vaeprune.analysis.stated_objective import StatedObjective
 from vaeprune.analysis.structure import Structure
 from vaeprune.analysis.symptoms import Symptoms
 from vaeprune.likelihood import Likelihood
+from vaeprune.posterior import INACTIVE_POSTERIOR_VARIANCE, INACTIVE_VARIANCE
 from vaeprune.training.history import History
 
 LAW = (0.75, 1.33)
+_SOME_KL = 0.02  # nats: above what an idle latent has
 ALIKE = math.log(1.35)  # a measured weight and the one a cause predicts
-UNIT = "nats of −log p(x | z) for a nat of KL"
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,22 @@ class Case:
 
     @property
     def collapsed(self) -> bool:
-        """Whether all latents are inactive."""
-        return all(latent.verdict == "inactive" for latent in self.latents)
+        """Whether the encoder gives the prior for every row, in all latents."""
+        return all(
+            latent.verdict == "inactive"
+            or (
+                latent.variance_ci95[1] < INACTIVE_VARIANCE
+                and latent.posterior_variance_ci95[0] > INACTIVE_POSTERIOR_VARIANCE
+            )
+            for latent in self.latents
+        )
+
+    @property
+    def floor(self) -> tuple[float, int] | None:
+        """The KL at which several latents stand that have the least of it, and how many: free bits leave them there."""
+        least = min(latent.kl for latent in self.latents)
+        at = sum(latent.kl < 1.03 * least for latent in self.latents)
+        return (least, at) if least > _SOME_KL and at >= max(3, len(self.latents) / 3) else None
 
     @property
     def law(self) -> float:
@@ -72,7 +87,9 @@ class Case:
 
     @property
     def beta(self) -> Ratio | None:
-        """The measured weight, where rows were enough to tell."""
+        """The measured weight, where rows were enough to tell and the network is not one that has not come to rest."""
+        if self.structure.untouched or (self.collapsed and self.symptoms and self.symptoms.worse_than_constant):
+            return None
         found = self.symptoms.beta.by_variance if self.symptoms and self.symptoms.beta else None
         return found if found and found.known and found.value > 0 else None
 
@@ -98,9 +115,11 @@ class Case:
 
 
 def finding(cause: Cause, evidence: str, named: bool = True, remedy: str | None = None) -> Finding:
+    """A finding with the usual remedy of its cause, or one that knows more."""
     return Finding(cause, named, evidence, CAUSES[cause].remedy if remedy is None else remedy)
 
 
 def amount(beta: Ratio) -> str:
+    """What the KL was found to weigh, with its interval, in words."""
     low, high = beta.ci95
-    return f"{beta.value:.3g} (95%: {low:.3g} to {high:.3g})"
+    return f"a nat of KL weighs {beta.value:.3g} of −log p(x | z) (95%: {low:.3g} to {high:.3g})"

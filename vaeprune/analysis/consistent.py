@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from vaeprune.analysis.case import UNIT, Case, Finding, amount, finding
+from vaeprune.analysis.case import Case, Finding, amount, finding
+from vaeprune.analysis.causes import Cause
+from vaeprune.analysis.effective_beta import Ratio
 from vaeprune.analysis.symptoms import Symptoms
 
 _NO_KL = 0.02
+_BARELY = 1.15  # what few rows of noise seem to have as structure
 
 
 def consistent(case: Case) -> Iterator[Finding]:
@@ -21,6 +24,9 @@ def consistent(case: Case) -> Iterator[Finding]:
         yield from _of_collapse(case, found)
     elif case.law_broken:
         yield from _of_broken_law(case, found)
+    if found.unsampled:
+        yield from _of_unsampled(case, found)
+        return
     yield from _of_weight(case, found)
 
 
@@ -38,61 +44,64 @@ def _of_collapse(case: Case, found: Symptoms) -> Iterator[Finding]:
         yield finding("untrained", evidence, named=False)
         return
     least = found.leading_eigenvalue
-    if least <= (case.expected or 1.0):
+    if least <= _BARELY * (case.expected or 1.0):
         evidence = f"the strongest direction of the rows pays for a weight of up to {least:.3g} only"
         yield finding("no-structure", evidence, named=False)
         return
-    above = f"a collapse at rest needs a weight of at least {least:.3g} {UNIT}"
-    weights = _pixel_means(case, found)
-    # a collapsed posterior tells its weight by sigma² alone, so a factor of three is left to it
-    likely = [
-        w for w in weights if w > least / 1.35 and (case.beta is None or abs(math.log(case.beta.value / w)) < 1.1)
-    ]
-    if likely:
-        yield finding("pixel-mean", f"{above}; averaging makes it {likely[0]:.3g}", named=False)
-    measured = f", measured {amount(case.beta)}" if case.beta else ""
-    yield finding("beta", f"{above}{measured}", named=False)
+    above = f"to collapse for good a nat of KL must weigh at least {least:.3g}"
+    # a collapsed posterior tells its weight by a trace in sigma² alone, so a factor of three is left to it
+    for how, weight in _pixel_means(case, found):
+        if weight > least / 1.35 and (case.beta is None or abs(math.log(case.beta.value / weight)) < math.log(3)):
+            yield finding("pixel-mean", f"{above}; {how} makes it {weight:.3g}", named=False)
+    yield finding("beta", f"{above}; {amount(case.beta)}" if case.beta else above, named=False)
     if case.stated or case.record:
         yield finding("early-collapse", f"{above}, expected was {case.expected or 1:.3g}", named=False)
 
 
-def _pixel_means(case: Case, found: Symptoms) -> list[float]:
-    """The weights that averaging the reconstruction over pixels makes: of nats, of squared errors, with the KL, too."""
-    weights = [float(found.pixels)]
+def _pixel_means(case: Case, found: Symptoms) -> list[tuple[str, float]]:
+    """What averaging the reconstruction over pixels makes of the weight: of nats, of squared errors, with the KL, too."""
+    how = f"averaging over {found.pixels} pixels"
+    ways = [(how, float(found.pixels))]
     if case.likelihood.kind == "gaussian":
-        weights.append(found.pixels / (2 * case.likelihood.scale**2))
-    return weights + [w / (len(case.latents) * found.positions) for w in weights]
+        squares = found.pixels / (2 * case.likelihood.scale**2)
+        ways.append((f"averaging squared errors over {found.pixels} pixels", squares))
+    sizes = len(case.latents) * found.positions
+    return ways + [(f"{how}, and the KL over {sizes} latents,", w / sizes) for how, w in ways if sizes > 1]
 
 
 def _of_broken_law(case: Case, found: Symptoms) -> Iterator[Finding]:
     beta = found.beta
     law = f"Var mu + E sigma² has the median {case.law:.3g}"
-    if found.worse_than_constant:
-        evidence = f"{law}, and −ELBO is {found.cost:.3g} nats more than that of the mean row"
-        yield finding("untrained", evidence, named=False)
+    if not found.reconstructs:
+        more = found.at_mean - found.constant
+        yield finding("untrained", f"{law}, and means decode {more:+.3g} nats beside the mean row", named=False)
         return
-    if beta is not None and abs(beta.by_variance.value) < _NO_KL and abs(beta.by_mean.value) < 3 * _NO_KL:
-        evidence = f"{law}, and the KL weighs {max(beta.by_variance.value, 0):.2g} {UNIT}"
+    if beta is not None and beta.by_mean.ci95[1] < 3 * _NO_KL and abs(beta.by_mean.value) < 3 * _NO_KL:
+        evidence = f"{law}, and by what pulls the means a nat of KL weighs {max(beta.by_mean.value, 0):.2g}"
         yield finding("no-kl", evidence, named=False)
         return
-    if beta is not None and case.beta and beta.by_mean.ci95[1] < beta.by_variance.value / 1.5 and case.law > 1:
-        evidence = (
-            f"{law}, and the KL weighs {case.beta.value:.2g} by the variances but {beta.by_mean.value:.2g} by the means"
-        )
-        yield finding("batch-norm", f"{evidence}, as where something holds the means' size", named=False)
+    if found.unsampled:
+        return
+    if beta is not None and case.beta and beta.by_mean.ci95[1] < case.beta.value / 1.5 and case.law > 1:
+        weights = f"{case.beta.value:.2g} by the variances and {beta.by_mean.value:.2g} by the means"
+        yield finding("batch-norm", f"{law}, and a nat of KL weighs {weights}: something holds their size", named=False)
     yield from _pinned(case)
     yield finding("untrained", f"{law}; training that has not come to rest looks so, too", named=False)
 
 
+def _of_unsampled(case: Case, found: Symptoms) -> Iterator[Finding]:
+    evidence = f"a sample decodes {found.sampled - found.at_mean:.3g} nats worse than its mean"
+    causes: tuple[Cause, ...] = ("no-sampling", "no-kl") if not case.law_broken else ("no-kl", "no-sampling")
+    for cause in causes:
+        yield finding(cause, evidence, named=False)
+
+
 def _pinned(case: Case) -> Iterator[Finding]:
-    """Free bits leave several latents at one and the same KL, the floor."""
-    kls = sorted(latent.kl for latent in case.latents if latent.kl > 0.02)
-    for start, floor in enumerate(kls):
-        same = [kl for kl in kls[start:] if kl < 1.08 * floor]
-        if len(same) >= max(3, len(case.latents) // 3):
-            evidence = f"{len(same)} latents stand at the same KL, {floor:.3g} to {same[-1]:.3g} nats"
-            yield finding("free-bits", evidence, named=False)
-            return
+    if case.floor:
+        evidence = (
+            f"{case.floor[1]} of {len(case.latents)} latents stand at the same least KL of {case.floor[0]:.3g} nats"
+        )
+        yield finding("free-bits", evidence, named=False)
 
 
 def _of_weight(case: Case, found: Symptoms) -> Iterator[Finding]:
@@ -100,34 +109,39 @@ def _of_weight(case: Case, found: Symptoms) -> Iterator[Finding]:
     beta = case.beta
     if beta is None or case.expected is None or case.near(case.expected) or case.collapsed:
         return
-    measured = f"the KL weighs {amount(beta)} {UNIT}"
-    sizes = len(case.latents) * found.positions
     if beta.value > case.expected:
-        matching = [w for w in _pixel_means(case, found) if case.near(w)]
-        if matching:
-            yield finding("pixel-mean", f"{measured}; averaging makes it {matching[0]:.3g}", named=False)
-        yield finding("beta", measured, named=False)
+        yield from _matching(case, beta, [("pixel-mean", *way) for way in _pixel_means(case, found)])
+        yield finding("beta", amount(beta), named=False)
         return
     yield from _pinned(case)
-    if sizes > 1 and case.near(1 / sizes):
-        yield finding(
-            "latent-mean", f"{measured}; averaging over {sizes} latents makes it {1 / sizes:.3g}", named=False
-        )
-    if case.near(1 / found.pixels):
-        yield finding(
-            "kl-pixel-mean", f"{measured}; dividing by {found.pixels} makes it {1 / found.pixels:.2g}", named=False
-        )
+    yield from _matching(case, beta, list(_lighter(case, found)))
+    if beta.value < _NO_KL:
+        yield finding("no-kl", amount(beta), named=False)
+        return
+    yield finding("annealing", amount(beta), named=False)
+    if all(latent.verdict != "inactive" for latent in case.latents):
+        yield finding("free-bits", amount(beta), named=False)
+    yield finding("beta", amount(beta), named=False)
+
+
+def _lighter(case: Case, found: Symptoms) -> Iterator[tuple[Cause, str, float]]:
+    """What makes the KL weigh less than one, how, and how much."""
+    sizes = len(case.latents) * found.positions
+    yield "kl-pixel-mean", f"dividing it by {found.pixels} pixels", 1 / found.pixels
+    if sizes > 1:
+        yield "latent-mean", f"averaging it over {sizes} latents", 1 / sizes
     if case.likelihood.kind == "gaussian":
         unit = case.likelihood.scale**2
-        if case.near(1 / (2 * unit)):
-            yield finding("squared-error", f"{measured}; without the half it is {1 / (2 * unit):.3g}", named=False)
-        if case.near(found.squared_error / unit):
-            evidence = f"{measured}; a learned variance makes it {found.squared_error / unit:.3g}, the squared error"
-            yield finding("learned-variance", evidence, named=False)
-    if beta.value < _NO_KL:
-        yield finding("no-kl", measured, named=False)
-        return
-    yield finding("annealing", measured, named=False)
-    if all(latent.verdict != "inactive" for latent in case.latents):
-        yield finding("free-bits", measured, named=False)
-    yield finding("beta", measured, named=False)
+        yield "squared-error", "leaving out the half of the squared error", 1 / (2 * unit)
+        yield (
+            "learned-variance",
+            "a learned variance, which ends at the squared error of a pixel,",
+            found.squared_error / unit,
+        )
+
+
+def _matching(case: Case, beta: Ratio, ways: Sequence[tuple[Cause, str, float]]) -> Iterator[Finding]:
+    """The causes whose weight is the measured one, the nearest first."""
+    for cause, how, weight in sorted(ways, key=lambda way: abs(math.log(way[2] / beta.value))):
+        if case.near(weight):
+            yield finding(cause, f"{amount(beta)}; {how} makes it {weight:.3g}", named=False)

@@ -113,7 +113,7 @@ def _stated(case: Case) -> Iterator[Finding]:
     if predicted is not None:
         words.append(f"which amounts to β = {predicted:.3g}")
     if case.beta:
-        words.append(f"measured: {amount(case.beta)}")
+        words.append(f"{amount(case.beta)}")
     elif case.collapsed and found:
         words.append(f"the strongest direction of the rows pays up to {found.leading_eigenvalue:.3g}")
     evidence = ", ".join(words)
@@ -140,7 +140,7 @@ def _against(case: Case, stated: StatedObjective, predicted: float | None) -> st
     if beta is not None and not case.law_broken:
         low, high = (v / predicted for v in beta.ci95)
         if low > 2 or (high < 0.5 and not stated.free_bits):
-            return f"measured is {amount(beta)}"
+            return amount(beta)
     if beta is None and case.collapsed and predicted < found.leading_eigenvalue / 1.5:
         return f"but at that weight the strongest direction of the rows would pay, up to {found.leading_eigenvalue:.3g}"
     return None

@@ -19,6 +19,7 @@ _ROWS = 64
 _UNSTEADY = 1e-4  # of the means' standard deviation: above what rounding in another order can do
 _SAME = 1 - 1e-5  # correlation of a channel with a latent that differs from it by a shift and a scale alone
 _PINNED = 0.05
+_REACHES_ONE = math.log(0.95)  # a ceiling at sigma² = 1 or above is no obstacle to being idle
 _FILLED = 0.9
 _LARGE = 64  # weights, enough of them to fill the range they were drawn from
 
@@ -116,8 +117,14 @@ def _normalised(vae: VAE, mean: Tensor, seen: Sequence[tuple[Tensor, Tensor | No
         moving = wanted.square().sum(0) > 0.5
         if moving.any() and bool((match[moving] > _SAME).all()):
             fixed = weight is None or not weight.requires_grad
-            names = [n for n, m in vae.network.named_modules() if getattr(m, "weight", 0) is weight and n]
-            which = names[0] if weight is not None and names else "a batch normalisation"
+            names = [
+                name
+                for name, module in vae.network.named_modules()
+                if isinstance(module, nn.modules.batchnorm._NormBase)
+                and module.weight is weight
+                and module.num_features == value.shape[1]
+            ]
+            which = f"the batch normalisation {names[0]}" if len(names) == 1 else "a batch normalisation"
             return f"{which} is the last thing before the mean", fixed
     return None, False
 
@@ -131,13 +138,15 @@ def _standardised(values: Tensor) -> Tensor:
 
 
 def _clamped(posterior: Posterior) -> str | None:
-    """A limit that several rows of one latent stand at exactly, while others of it do not."""
+    """A limit at which several latents stand exactly, or one of them in some rows."""
     logvar = posterior.logvar.movedim(1, -1).flatten(0, -2)
     for limit, word in ((logvar.amax(), "above"), (logvar.amin(), "below")):
         at = (logvar == limit).double().mean(0)
-        at = torch.where((at > 0.02) & (at < 1), at, torch.zeros_like(at))
+        at = torch.where(at > 2 / len(logvar), at, torch.zeros_like(at))
+        if (at > 0).sum() < 2 and not 0 < at.amax() < 1:  # a latent that stands still by itself
+            continue
         share = at.mean().item()
-        if share > _PINNED:
+        if share > _PINNED and (word == "below" or limit.item() < _REACHES_ONE):
             end = math.exp(limit.item())
             return f"sigma² goes no further {word} than {end:.3g}, where {share:.0%} of its values are"
     return None

@@ -17,6 +17,7 @@ from vaeprune.posterior import VAE, Posterior
 _MOST_ROWS = 2_048
 _MOST_VALUES = 1 << 23  # of all rows together, which are kept in memory
 _BATCH_VALUES = 1 << 18  # of one batch, whose activations autograd keeps
+_CLEARLY = 0.02  # of the span between the best constant and perfection
 _DEAF = 1e-6  # share of the outputs' size that rounding alone may move
 _POWER_STEPS = 60
 _LEAST_PROBABILITY = 1e-6
@@ -28,9 +29,9 @@ class Symptoms:
 
     `pixels`: values of a row. `positions`: of a latent, 1 unless latents are maps. `beta`: None where the decoder
     passes no gradient back.
-    `sampled`, `constant`, `floor`: −log p(x | z) at a posterior sample, of the best output that does not depend on x
-    (the mean row), and of the perfect output. `cost`: −ELBO, less `constant`, with its standard error; positive = the
-    model does worse than that constant.
+    `sampled`, `at_mean`, `constant`, `floor`: −log p(x | z) at a posterior sample and at its mean, of the best output
+    that does not depend on x (the mean row), and of the perfect output. `cost`: −ELBO, less `constant`, with its
+    standard error; positive = the model does worse than that constant.
     `leading_eigenvalue`: the largest eigenvalue of the rows' covariance in the likelihood's own metric. A latent that
     has collapsed stays so only where beta is at least this (Lucas et al. 2019, for linear networks).
     `squared_error`: mean (x − x̂)² of a pixel, at a sample. `heard`: whether any output moves when z does.
@@ -41,6 +42,7 @@ class Symptoms:
     positions: int
     beta: EffectiveBeta | None
     sampled: float
+    at_mean: float
     constant: float
     floor: float
     cost: float
@@ -50,26 +52,43 @@ class Symptoms:
     heard: bool
 
     @property
+    def span(self) -> float:
+        """What there is to gain over the constant, in nats."""
+        return max(self.constant - self.floor, 1e-12)
+
+    @property
     def worse_than_constant(self) -> bool:
         """Whether the ELBO lies clearly below that of the mean row and no latents at all."""
-        span = max(self.constant - self.floor, 1e-12)
-        return self.cost > 0.02 * span and self.cost > 3 * self.cost_error
+        return self.cost > _CLEARLY * self.span and self.cost > 3 * self.cost_error
+
+    @property
+    def reconstructs(self) -> bool:
+        """Whether decoding the mean does clearly better than the constant."""
+        return self.at_mean < self.constant - _CLEARLY * self.span
+
+    @property
+    def unsampled(self) -> bool:
+        """Whether decoding the mean does better than the constant and decoding a sample does worse."""
+        return self.reconstructs and self.sampled > self.constant
 
 
-def examine(vae: VAE, rows: Rows, seed: int = 0) -> Symptoms:
-    """Run up to 2,048 of `rows` through encoder and decoder, with gradients by z.
+def examine(vae: VAE, rows: Rows, seed: int = 0, gradients: bool = True) -> Symptoms | None:
+    """Run up to 2,048 of `rows` through encoder and decoder, with gradients by z unless told otherwise.
 
-    Call it in eval mode, outside of inference mode. No parameter's gradient is touched.
+    Call it in eval mode, outside of inference mode. No parameter's gradient is touched. None where a latent is NaN or
+    infinite, which the moments refuse with the right words.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = _Sums()
+    found = _Sums(gradients)
     parts = _thinned(vae, rows)
     size = max(2, min(256, _BATCH_VALUES // math.prod(rows.row_shape)))
     for x, *condition in zip(*(torch.split(part, size) for part in parts), strict=True):
         with torch.no_grad():
             posterior = vae.encode(x, *condition)
+            if not torch.isfinite(posterior.mean.sum() + posterior.kl().sum()):
+                return None
             eps, prior = (torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean) for _ in range(2))
-            found.hear(vae, posterior, prior, condition)
+            found.hear(vae, x, posterior, prior, condition)
         found.add(vae, x, posterior, eps, condition)
     return found.result(vae.likelihood)
 
@@ -95,18 +114,20 @@ def _thinned(vae: VAE, rows: Rows) -> list[Tensor]:
 class _Sums:
     """What the batches gave, row by row."""
 
-    def __init__(self) -> None:
+    def __init__(self, gradients: bool) -> None:
         self.x: list[Tensor] = []
         self.parts: list[tuple[Tensor, ...]] = []
         self.sampled: list[Tensor] = []
+        self.at_mean: list[Tensor] = []
         self.kl: list[Tensor] = []
         self.squared_error = 0.0
-        self.heard, self.followed = False, True
+        self.heard, self.followed = False, gradients
         self.positions = 1
 
-    def hear(self, vae: VAE, posterior: Posterior, prior: Tensor, condition: list[Tensor]) -> None:
-        """Whether decode gives something else for another z."""
+    def hear(self, vae: VAE, x: Tensor, posterior: Posterior, prior: Tensor, condition: list[Tensor]) -> None:
+        """What decoding the means costs, and whether decode gives something else for another z."""
         first, other = (vae.decode_parameters(z, *condition) for z in (posterior.mean, prior))
+        self.at_mean.append(vae.likelihood.nats(x, first).double().cpu())
         self.heard |= bool((first - other).abs().amax() > _DEAF * first.abs().amax().clamp_min(1e-30))
 
     def add(self, vae: VAE, x: Tensor, posterior: Posterior, eps: Tensor, condition: list[Tensor]) -> None:
@@ -115,7 +136,7 @@ class _Sums:
         pull = mean_pull = torch.zeros_like(mean)
         nats = torch.zeros(len(x), dtype=torch.float64)
         for noise in (eps, -eps):
-            cost, gradient, output = _gradient(vae, x, mean + sigma * noise, condition)
+            cost, gradient, output = _gradient(vae, x, mean + sigma * noise, condition, self.followed)
             nats += cost / 2
             error = (vae.likelihood.mean(output) - x).square().flatten(1).mean(1)
             self.squared_error += error.double().sum().item() / 2
@@ -142,6 +163,7 @@ class _Sums:
             positions=self.positions,
             beta=effective_beta(pull, deficit, mean_pull, mean_square) if self.followed else None,
             sampled=sampled.mean().item(),
+            at_mean=torch.cat(self.at_mean).mean().item(),
             constant=constant.mean().item(),
             floor=floor.mean().item(),
             cost=cost.mean().item(),
@@ -152,11 +174,13 @@ class _Sums:
         )
 
 
-def _gradient(vae: VAE, x: Tensor, z: Tensor, condition: list[Tensor]) -> tuple[Tensor, Tensor | None, Tensor]:
+def _gradient(
+    vae: VAE, x: Tensor, z: Tensor, condition: list[Tensor], wanted: bool
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """−log p(x | z) of each row, its gradient by z (None if none flows), and what the decoder gave."""
-    with torch.enable_grad():
+    with torch.set_grad_enabled(wanted):
         z = z.detach().requires_grad_()
-        output = vae.decode_parameters(z, *condition)
+        output = vae.decode_parameters(z + 0, *condition)  # a leaf could not be changed in place
         nats = vae.likelihood.nats(x, output)
         gradient = torch.autograd.grad(nats.sum(), z, allow_unused=True)[0] if nats.requires_grad else None
     return nats.detach().double().cpu(), gradient, output.detach()
