@@ -89,7 +89,8 @@ def _unnamed(diagnosis: Diagnosis, size: int, start: str = "") -> Advice:
     first = diagnosis.findings[0] if diagnosis.findings else None
     refused = first is not None and CAUSES[first.cause].way == "refuse"
     why = f"; consistent with: {'; or '.join(f.title for f in diagnosis.findings)}" if first else ""
-    remedy = f"; in the first case {first.remedy}" if first else ""
+    several = "in the first case " if len(diagnosis.findings) > 1 else ""
+    remedy = f"; {several}{first.remedy}" if first else ""
     settled = "; --objective with the loss it was trained by settles which"
     return Advice("refuse" if refused else "retrain", None if refused else size, f"{what}{why}{remedy}{settled}")
 

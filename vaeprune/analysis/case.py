@@ -90,8 +90,11 @@ class Case:
         """The measured weight, where rows were enough to tell and the network is not one that has not come to rest."""
         if self.structure.untouched or (self.collapsed and self.symptoms and self.symptoms.worse_than_constant):
             return None
-        found = self.symptoms.beta.by_variance if self.symptoms and self.symptoms.beta else None
-        return found if found and found.known and found.value > 0 else None
+        both = self.symptoms.beta if self.symptoms else None
+        if both is None or not both.by_variance.known or both.by_variance.value <= 0:
+            return None
+        # a collapsed posterior has means of size 0, and one whose means are held does not show it in them
+        return both.by_variance if both.agrees or self.collapsed or self.law_broken else None
 
     def predicted(self, objective: StatedObjective) -> float | None:
         """The weight an objective amounts to, in this model's nats."""

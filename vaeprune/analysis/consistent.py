@@ -59,7 +59,7 @@ def _of_collapse(case: Case, found: Symptoms) -> Iterator[Finding]:
 
 
 def _pixel_means(case: Case, found: Symptoms) -> list[tuple[str, float]]:
-    """What averaging the reconstruction over pixels makes of the weight: of nats, of squared errors, with the KL, too."""
+    """What averaging the reconstruction makes of the weight: of nats, of squared errors, with the KL, too."""
     how = f"averaging over {found.pixels} pixels"
     ways = [(how, float(found.pixels))]
     if case.likelihood.kind == "gaussian":

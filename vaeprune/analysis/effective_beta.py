@@ -51,11 +51,11 @@ class EffectiveBeta:
 
     @property
     def agrees(self) -> bool:
-        """Whether variances and means tell the same within a factor of two, as at rest they do."""
+        """Whether variances and means tell the same, as at rest they do: within a factor of two, or of their errors."""
         a, b = self.by_variance, self.by_mean
-        if not (a.known and b.known and a.value > 0 and b.value > 0):
-            return False
-        return abs(math.log(a.value / b.value)) < math.log(2)
+        if a.value > 0 and b.value > 0 and abs(math.log(a.value / b.value)) < math.log(2):
+            return True
+        return a.ci95[0] < b.ci95[1] and b.ci95[0] < a.ci95[1]
 
 
 def effective_beta(pull: Tensor, deficit: Tensor, mean_pull: Tensor, mean_square: Tensor) -> EffectiveBeta:

@@ -143,10 +143,11 @@ def _clamped(posterior: Posterior) -> str | None:
     for limit, word in ((logvar.amax(), "above"), (logvar.amin(), "below")):
         at = (logvar == limit).double().mean(0)
         at = torch.where(at > 2 / len(logvar), at, torch.zeros_like(at))
-        if (at > 0).sum() < 2 and not 0 < at.amax() < 1:  # a latent that stands still by itself
+        partly = bool(((at > 0) & (at < 1)).any())
+        if (word == "below" and not partly) or (word == "above" and limit.item() > _REACHES_ONE):
             continue
         share = at.mean().item()
-        if share > _PINNED and (word == "below" or limit.item() < _REACHES_ONE):
+        if share > _PINNED and (partly or (at > 0).sum() > 1):  # one latent may stand still by itself
             end = math.exp(limit.item())
             return f"sigma² goes no further {word} than {end:.3g}, where {share:.0%} of its values are"
     return None
