@@ -17,6 +17,9 @@ PIXELS, FACTORS, LATENTS, ROWS, NOISE = 32, 4, 8, 4000, 0.3
 Loss = Callable[["SmallVAE", Tensor, Tensor, Posterior, float], Tensor]
 
 
+TRAINED = 30  # epochs
+
+
 @functools.cache
 def factors(rows: int = ROWS) -> Tensor:
     """Rows (N, 32) that four factors of falling strength make, through tanh, with noise on top."""
@@ -71,7 +74,7 @@ def fresh(seed: int = 0, **options: object) -> SmallVAE:
 
 def trained(
     loss: Loss,
-    epochs: int = 30,
+    epochs: int = TRAINED,
     rate: float = 2e-3,
     sampling: bool = True,
     data: Tensor | None = None,
@@ -95,6 +98,44 @@ def trained(
                 value.backward()
                 optimiser.step()
     return vae.eval()
+
+
+@functools.cache
+def state(name: str) -> SmallVAE:
+    """The network trained into the state of that name; trained once for all tests."""
+    if name == "untrained":
+        return fresh()
+    if name == "plain autoencoder":
+        return trained(no_kl, sampling=False)
+    if name == "no sampling":
+        return trained(elbo, sampling=False)
+    if name == "batch norm":
+        return trained(elbo, vae=fresh(normalise=True))
+    if name == "dropout that stays":
+        return trained(elbo, vae=fresh(dropout=0.2))
+    if name == "ceiling":
+        return trained(elbo, vae=fresh(ceiling=-1.0))
+    if name == "learned variance":
+        vae = fresh()
+        vae.register_parameter("log_s", nn.Parameter(torch.zeros(())))
+        return trained(learned_scale, vae=vae)
+    if name == "dead decoder":
+        vae = fresh()
+        nn.init.constant_(vae.decoder[0].bias, -20.0)  # no unit fires, so none gets a gradient
+        return trained(elbo, vae=vae)
+    if name == "noise":
+        return trained(elbo, data=noise())
+    losses = {
+        "healthy": elbo, "pixel mean": pixel_mean, "latent mean": latent_mean, "annealed half way": annealed_half_way,
+        "free bits": free_bits, "no KL": no_kl, "squared error": squared_error, "KL per pixel": kl_per_pixel,
+        "beta 4": beta(4.0),
+    }  # fmt: skip
+    return trained(losses[name])
+
+
+def noise(rows: int = ROWS) -> Tensor:
+    """Rows without any structure."""
+    return torch.randn(rows, PIXELS, generator=torch.Generator().manual_seed(1))
 
 
 def nats(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -135,5 +176,12 @@ def kl_per_pixel(vae: SmallVAE, x: Tensor, x_hat: Tensor, posterior: Posterior, 
     return nats(x, x_hat).mean() + posterior.kl().sum() / x.numel()
 
 
+def learned_scale(vae: SmallVAE, x: Tensor, x_hat: Tensor, posterior: Posterior, done: float) -> Tensor:
+    """−log p(x | z) with the s that `log_s` says, up to a constant."""
+    log_s = vae.get_parameter("log_s")
+    return (nats(x, x_hat) * torch.exp(-2 * log_s) + PIXELS * log_s + posterior.kl().sum(1)).mean()
+
+
 def beta(weight: float) -> Loss:
+    """The ELBO with the KL weighed."""
     return lambda vae, x, x_hat, posterior, done: (nats(x, x_hat) + weight * posterior.kl().sum(1)).mean()

@@ -16,6 +16,7 @@ from vaeprune.training.history import History
 Action = Literal["shrink", "grow", "keep", "retrain", "refuse"]
 _LIGHT = 1 / 3  # a KL that weighs less than this of what it should leaves latents in use that would be idle
 _RISEN = 0.1
+_TRAIN_ON = ": train on before deciding"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def advise(
     if diagnosis.blocking or count["inactive"] == size:
         return _unnamed(diagnosis, size)
     beside = _beside(diagnosis)
-    moving = _moving(latents, provenance)
+    moving = movement(latents, provenance)
     if count["inactive"]:
         kept = size - count["inactive"]
         fresh = kept + max(1, math.ceil(kept / 10))
@@ -103,8 +104,16 @@ def _beside(diagnosis: Diagnosis) -> str:
     return f"; but the KL weighs {diagnosis.effective_beta:.2g} here: {titles}"
 
 
-def _moving(latents: Sequence[Latent], provenance: Mapping[str, Any]) -> str:
-    """Whether the count of inactive latents, or a latent on its way there, moved in the last fifth of training."""
+def unsettled(latents: Sequence[Latent], provenance: Mapping[str, Any]) -> bool:
+    """Whether the training's history says that the count of inactive latents was still moving."""
+    return movement(latents, provenance).endswith(_TRAIN_ON)
+
+
+def movement(latents: Sequence[Latent], provenance: Mapping[str, Any]) -> str:
+    """Whether the count of inactive latents, or a latent on its way there, moved in the last fifth of training.
+
+    In words, to be put behind an advice; empty where there is no history, or one too short to tell.
+    """
     history: History = provenance.get("history") or History()
     epochs = history.epochs
     window = max(3, math.ceil(len(epochs) / 5))
@@ -122,4 +131,4 @@ def _moving(latents: Sequence[Latent], provenance: Mapping[str, Any]) -> str:
     else:
         still = next((n for n, c in enumerate(reversed(counts)) if c != counts[-1]), len(counts))
         return f"; the count has stood still for the last {still} of {len(counts)} epochs"
-    return f"{text}: train on before deciding"
+    return text + _TRAIN_ON

@@ -109,12 +109,17 @@ class Case:
         objective = self.stated or self.record
         return self.predicted(objective) if objective else 1.0
 
-    def near(self, weight: float) -> bool:
+    def near(self, weight: float, within: float = ALIKE) -> bool:
         """Whether a weight is the measured one within a third, or within its interval."""
         beta = self.beta
         if beta is None or weight <= 0:
             return False
-        return abs(math.log(beta.value / weight)) < ALIKE or beta.ci95[0] <= weight <= beta.ci95[1]
+        return abs(math.log(beta.value / weight)) < within or beta.ci95[0] <= weight <= beta.ci95[1]
+
+    @property
+    def off(self) -> bool:
+        """Whether the measured weight is clearly not the expected one; training may stop short of rest by a third."""
+        return self.beta is not None and self.expected is not None and not self.near(self.expected, math.log(1.5))
 
 
 def finding(cause: Cause, evidence: str, named: bool = True, remedy: str | None = None) -> Finding:

@@ -107,7 +107,7 @@ def _pinned(case: Case) -> Iterator[Finding]:
 def _of_weight(case: Case, found: Symptoms) -> Iterator[Finding]:
     """What makes a weight that is not the expected one."""
     beta = case.beta
-    if beta is None or case.expected is None or case.near(case.expected) or case.collapsed:
+    if beta is None or case.expected is None or not case.off or case.collapsed:
         return
     if beta.value > case.expected:
         yield from _matching(case, beta, [("pixel-mean", *way) for way in _pixel_means(case, found)])

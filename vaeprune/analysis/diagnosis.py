@@ -14,7 +14,7 @@ from typing import Any
 from vaeprune.analysis.case import Case, Finding, amount
 from vaeprune.analysis.consistent import consistent
 from vaeprune.analysis.latents import Interval, Latent
-from vaeprune.analysis.settled import settled
+from vaeprune.analysis.settled import learned_scale, settled
 from vaeprune.analysis.stated_objective import StatedObjective
 from vaeprune.analysis.structure import Structure, look
 from vaeprune.analysis.symptoms import Symptoms, examine
@@ -32,6 +32,7 @@ class Diagnosis:
     where there is none. `symptoms`: what is not as in a VAE at rest. `findings`: named causes if there are any, else
     consistent ones; none where all is well. `blocking`: whether the symptoms forbid a cut, as a collapse, a deaf
     decoder, a broken variance law and a KL at a floor do, and another weight of the KL alone does not.
+    `learned_scale`: s of the observation where it was found to be learned.
     """
 
     effective_beta: float | None = None
@@ -40,6 +41,7 @@ class Diagnosis:
     symptoms: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     blocking: bool = False
+    learned_scale: float | None = None
 
     @property
     def named(self) -> tuple[Finding, ...]:
@@ -68,6 +70,7 @@ class Diagnosis:
             tuple(entry["symptoms"]),
             tuple(Finding(**finding) for finding in entry["findings"]),
             entry["blocking"],
+            entry["learned_scale"],
         )
 
 
@@ -122,7 +125,7 @@ def diagnose(case: Case) -> Diagnosis:
     findings = _once(settled(case))
     if symptoms and not any(finding.named for finding in findings):
         findings = _once([*findings, *consistent(case)])
-    beta, found = case.beta, case.symptoms
+    beta, found, scale = case.beta, case.symptoms, learned_scale(case)
     return Diagnosis(
         effective_beta=beta.value if beta else None,
         effective_beta_ci95=beta.ci95 if beta else None,
@@ -132,6 +135,7 @@ def diagnose(case: Case) -> Diagnosis:
         blocking=bool(
             case.collapsed or case.law_broken or case.floor or (found and (found.unsampled or not found.heard))
         ),
+        learned_scale=scale[1] if scale else None,
     )
 
 
@@ -150,7 +154,7 @@ def _symptoms(case: Case) -> Iterator[str]:
         yield f"decoding a sample costs {found.sampled - found.at_mean:.3g} nats more than decoding its mean"
     if found and case.collapsed and found.worse_than_constant:
         yield f"the ELBO lies {found.cost:.3g} nats below that of the mean row without any latent"
-    if case.beta and case.expected is not None and not case.near(case.expected):
+    if case.off and case.beta:
         yield f"{amount(case.beta)}, expected was {case.expected:.3g}"
 
 

@@ -37,23 +37,34 @@ def _seen(case: Case) -> Iterator[Finding]:
     yield from _learned_variance(case)
 
 
+def learned_scale(case: Case) -> tuple[str, float] | None:
+    """A parameter that nothing reads at inference and whose value explains the weight or the error, and s by it."""
+    if case.likelihood.kind != "gaussian" or not case.symptoms or case.structure.untouched:
+        return None
+    unit = case.likelihood.scale**2
+    wanted = case.beta.value * unit if case.beta and not case.collapsed else case.symptoms.squared_error
+    fits = [
+        (abs(math.log(variance / wanted)), scale.name, math.sqrt(variance))
+        for scale in case.structure.learned_scales
+        for variance in scale.variances
+        if abs(math.log(variance / unit)) > ALIKE
+    ]
+    if not fits or min(fits)[0] > ALIKE:
+        return None
+    _, name, s = min(fits)
+    return name, s
+
+
 def _learned_variance(case: Case) -> Iterator[Finding]:
-    """A number that nothing reads at inference, whose value explains the weight or the error."""
-    if case.likelihood.kind != "gaussian" or not case.symptoms:
-        return
-    unit, error = case.likelihood.scale**2, case.symptoms.squared_error
-    wanted = case.beta.value * unit if case.beta and not case.collapsed else error
-    for scale in case.structure.learned_scales:
-        fits = [v for v in scale.variances if abs(math.log(v / wanted)) < ALIKE and abs(math.log(v / unit)) > ALIKE]
-        if fits:
-            best = min(fits, key=lambda v: abs(math.log(v / wanted)))
-            s = math.sqrt(best)
-            yield finding(
-                "learned-variance",
-                f"{scale.name} is read by neither encode nor decode and says s = {s:.3g}, s² = {best:.3g}, while the "
-                f"likelihood has s = {case.likelihood.scale:g}; the squared error of a pixel is {error:.3g}",
-                remedy=f"give the learned s to the likelihood: Likelihood('gaussian', 'mean', {s:.3g})",
-            )
+    found = learned_scale(case)
+    if found and case.symptoms:
+        name, s = found
+        yield finding(
+            "learned-variance",
+            f"{name} is read by neither encode nor decode and says s = {s:.3g}, s² = {s * s:.3g}, while the likelihood "
+            f"has s = {case.likelihood.scale:g}; the squared error of a pixel is {case.symptoms.squared_error:.3g}",
+            remedy=f"analyze with --scale {s:.3g}, in Python Likelihood('gaussian', 'mean', {s:.3g})",
+        )
 
 
 def _recorded(case: Case) -> Iterator[Finding]:
