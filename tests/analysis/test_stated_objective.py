@@ -97,7 +97,8 @@ def test_a_training_record_is_a_statement() -> None:
 
 @pytest.mark.parametrize(
     "record",
-    [None, {}, {"by": "somebody"}, {"kl": "odd", "beta": 1.0}, {"kl": "full", "beta": "4"}, {"kl": "full", "beta": True},
+    [None, {}, {"by": "somebody"}, {"kl": "odd", "beta": 1.0}, {"kl": "full", "beta": "4"},
+     {"kl": "full", "beta": True},
      {"kl": "full", "beta": math.inf}, {"kl": ["full"], "beta": 1.0}],
 )  # fmt: skip
 def test_a_record_that_does_not_say_is_none(record: dict[str, object] | None) -> None:

@@ -18,7 +18,7 @@ from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import INACTIVE_POSTERIOR_VARIANCE, INACTIVE_VARIANCE
 from vaeprune.training.history import History
 
-LAW = (0.75, 1.33)
+LAW = (0.5, 2.0)  # a network of 25 epochs, some nats away from rest, has 1.48
 _SOME_KL = 0.02  # nats: above what an idle latent has
 ALIKE = math.log(1.35)  # a measured weight and the one a cause predicts
 
@@ -93,8 +93,9 @@ class Case:
         both = self.symptoms.beta if self.symptoms else None
         if both is None or not both.by_variance.known or both.by_variance.value <= 0:
             return None
-        # a collapsed posterior has means of size 0, and one whose means are held does not show it in them
-        return both.by_variance if both.agrees or self.collapsed or self.law_broken else None
+        # a collapsed posterior has means of size 0, and means that something holds do not tell it
+        held = self.collapsed or self.law_broken or self.structure.normalised is not None
+        return both.by_variance if held or both.agrees else None
 
     def predicted(self, objective: StatedObjective) -> float | None:
         """The weight an objective amounts to, in this model's nats."""
