@@ -29,13 +29,13 @@ def test_an_ordinary_network_shows_nothing() -> None:
 
 
 def test_batch_normalisation_inside_the_encoder_is_none_before_the_mean() -> None:
-    assert seen(convolutional(), 60).normalised is None
+    assert seen(convolutional(), 150).normalised is None
 
 
 def test_the_model_is_left_as_it_was() -> None:
     vae = PlainVAE().train()
     before = snapshot(vae)
-    look(vae, as_data(torch.rand(100, 5)).calibrate)
+    look(vae, as_data(torch.rand(200, 5)).calibrate)
     assert_untouched(vae, before)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from planted import MapVAE, OwnVAE, PlainVAE, dense, rows
 from vaeprune.analysis.symptoms import Symptoms, examine
-from vaeprune.data import as_data
+from vaeprune.data import MemoryRows, as_data
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
 
@@ -80,7 +80,8 @@ def test_leading_eigenvalue_is_that_of_the_covariance_over_the_likelihoods_varia
 
 def test_leading_eigenvalue_of_binary_rows_is_that_of_their_correlations() -> None:
     coin = (torch.rand(4000, 1, generator=torch.Generator().manual_seed(0)) < 0.3).double()
-    found = seen(Fixed(c=0.5, kind="bernoulli"), coin.expand(-1, 2).clone())
+    found = examine(Fixed(c=0.5, kind="bernoulli"), MemoryRows("coins", coin.expand(-1, 2).clone()))
+    assert found is not None
     assert found.leading_eigenvalue == pytest.approx(2, rel=0.1)
 
 

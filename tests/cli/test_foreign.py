@@ -51,10 +51,22 @@ def code(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """their.py in the working directory, with the weights and rows that go with it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (desk / "their_vae.py").write_text(CODE)
-    torch.save({"model_state_dict": family().network.state_dict()}, desk / "ckpt.pt")
+    network = family().network
+    keep_the_variance_law(network)
+    torch.save({"model_state_dict": network.state_dict()}, desk / "ckpt.pt")
     np.save(desk / "rows.npy", noise().numpy())
     yield
     sys.modules.pop("their_vae", None)
+
+
+def keep_the_variance_law(network: Any) -> None:
+    """Scale the means that vary so that Var mu + E sigma² = 1, as in a network at rest."""
+    with torch.no_grad():
+        mean, logvar = network.encode(noise())
+        variance = mean.var(0)
+        scale = torch.where(variance > 1e-6, ((1 - logvar.exp().mean(0)) / variance.clamp_min(1e-6)).sqrt(), 1.0)
+        network.fc_mu.weight *= scale[:, None]
+        network.fc_mu.bias *= scale
 
 
 THEIRS = ("their_vae.py:VAE", "--weights", "ckpt.pt", "--model-arg", "latent_dim=5", "--data", "rows.npy")

@@ -31,6 +31,7 @@ class Analysis:
     """What `analyze` found. `n_samples` counts the calibration rows behind the moments.
 
     `joint_ablation_cost`: nats per row for fixing all inactive latents at once; None without ablation.
+    `diagnosis`: how the training weighed the KL, and what is wrong where something is.
     """
 
     data: str
