@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 
-CASES = ("start_up", "moments", "mnist_dense", "tracing", "large_network", "dependency_tracer", "smaller_networks")
+CASES = (
+    "start_up", "moments", "mnist_dense", "effective_weight", "tracing", "large_network", "dependency_tracer",
+    "smaller_networks",
+)  # fmt: skip
 
 
 def main() -> None:

@@ -48,14 +48,13 @@ def _of_collapse(case: Case, found: Symptoms) -> Iterator[Finding]:
         evidence = f"the strongest direction of the rows pays for a weight of up to {least:.3g} only"
         yield finding("no-structure", evidence, named=False)
         return
-    above = f"to collapse for good a nat of KL must weigh at least {least:.3g}"
+    above = f"at rest a collapse needs a nat of KL to weigh at least {least:.3g}"
     # a collapsed posterior tells its weight by a trace in sigma² alone, so a factor of three is left to it
     for how, weight in _pixel_means(case, found):
         if weight > least / 1.35 and (case.beta is None or abs(math.log(case.beta.value / weight)) < math.log(3)):
             yield finding("pixel-mean", f"{above}; {how} makes it {weight:.3g}", named=False)
     yield finding("beta", f"{above}; {amount(case.beta)}" if case.beta else above, named=False)
-    if case.stated or case.record:
-        yield finding("early-collapse", f"{above}, expected was {case.expected or 1:.3g}", named=False)
+    yield finding("early-collapse", f"{above}; below that it is a saddle that training is slow to leave", named=False)
 
 
 def _pixel_means(case: Case, found: Symptoms) -> list[tuple[str, float]]:
