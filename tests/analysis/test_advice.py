@@ -62,6 +62,13 @@ def test_a_collapsed_posterior_is_a_diagnosis_not_a_cut() -> None:
     assert advice.reason.startswith("all 4 latents are inactive")
 
 
+def test_no_more_latents_are_advised_than_a_row_has_values() -> None:
+    assert advise(latents(active=3), {}, most=5).latent_size == 5
+    full = advise(latents(active=3), {}, most=3)
+    assert (full.action, full.latent_size) == ("keep", 3)
+    assert full.reason == "all 3 latents are active, and a row has no more values than that"
+
+
 # ---- with a diagnosis
 
 COUNTS = [{"active": 4}, {"inactive": 4}, {"active": 2, "inactive": 2}, {"active": 2, "mixed": (0.1,)}]

@@ -34,12 +34,14 @@ def advise(
     provenance: Mapping[str, Any],
     diagnosis: Diagnosis | None = None,
     mixed_cost: float | None = None,
+    most: int | None = None,
 ) -> Advice:
     """Advice from verdicts and the diagnosis, and from the training's record where the model has one.
 
-    `mixed_cost`: nats per row for fixing all mixed latents at once. A named cause, a collapsed posterior, a decoder
-    that does not react or a broken variance law make it a diagnosis; a weight of the KL other than expected is said
-    beside the advice, and takes its place only where all latents are in use for want of it.
+    `mixed_cost`: nats per row for fixing all mixed latents at once. `most`: as many latents as a row has values.
+    A named cause, a collapsed posterior, a decoder that does not react or a broken variance law make it a diagnosis; a
+    weight of the KL other than expected is said beside the advice, and takes its place only where all latents are in
+    use for want of it.
     """
     diagnosis = diagnosis or Diagnosis()
     size = len(latents)
@@ -70,9 +72,12 @@ def advise(
         )  # fmt: skip
     if diagnosis.weight is not None and diagnosis.weight < _LIGHT:
         return _unnamed(diagnosis, size, f"all {size} latents are active, but ")
+    wider = 2 * size if most is None else min(2 * size, most)
+    if wider <= size:
+        return Advice("keep", size, f"all {size} latents are active, and a row has no more values than that{beside}")
     return Advice(
-        "grow", 2 * size,
-        f"all {size} latents are active, so {size} is only a lower bound on what the data can use: try {2 * size}"
+        "grow", wider,
+        f"all {size} latents are active, so {size} is only a lower bound on what the data can use: try {wider}"
         f"{moving}{beside}",
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -126,13 +127,14 @@ def analyze(
         else:
             latents = [judge(latent, limits) for latent in latents]
         mixed_cost = _cost_of_mixed(vae, sets, moments, latents) if ablate != "none" else None
+    most = math.prod(vae.input_shape) // math.prod(vae.latent_shape[1:])
     diagnosis = diagnose(case_of(vae, latents, observed, stated))
     return Analysis(
         data=sets.name,
         seed=sets.seed,
         n_samples=moments.count,
         latents=tuple(latents),
-        advice=advise(latents, getattr(vae, "provenance", {}), diagnosis, mixed_cost),
+        advice=advise(latents, getattr(vae, "provenance", {}), diagnosis, mixed_cost, most),
         thresholds=limits,
         joint_ablation_cost=joint.cost if joint else None,
         joint_ablation_cost_ci95=joint.cost_ci95 if joint else None,

@@ -110,7 +110,7 @@ def _of_weight(case: Case, found: Symptoms) -> Iterator[Finding]:
         return
     if beta.value > case.expected:
         yield from _matching(case, beta, [("pixel-mean", *way) for way in _pixel_means(case, found)])
-        yield finding("beta", amount(beta), named=False)
+        yield from _otherwise(case, beta)
         return
     yield from _pinned(case)
     yield from _matching(case, beta, list(_lighter(case, found)))
@@ -120,7 +120,12 @@ def _of_weight(case: Case, found: Symptoms) -> Iterator[Finding]:
     yield finding("annealing", amount(beta), named=False)
     if all(latent.verdict != "inactive" for latent in case.latents):
         yield finding("free-bits", amount(beta), named=False)
-    yield finding("beta", amount(beta), named=False)
+    yield from _otherwise(case, beta)
+
+
+def _otherwise(case: Case, beta: Ratio) -> Iterator[Finding]:
+    if not case.near(1.0):
+        yield finding("beta", amount(beta), named=False)
 
 
 def _lighter(case: Case, found: Symptoms) -> Iterator[tuple[Cause, str, float]]:
