@@ -109,6 +109,22 @@ def test_rows_of_a_sorted_file_are_taken_from_all_of_it() -> None:
     assert found.constant - found.floor == pytest.approx(0.5 * 4.25, rel=0.1)
 
 
+class InPlace(PlainVAE):
+    """A decoder that changes what it computed, which autograd cannot go back through."""
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        h = torch.exp(z)
+        h += 1.0
+        return self.decoder(h)
+
+
+def test_a_decoder_that_changes_its_values_in_place_is_measured_but_for_the_weight() -> None:
+    found = seen(InPlace(), torch.rand(200, 5))
+    assert found.beta is None
+    assert found.heard
+    assert found.sampled > found.floor
+
+
 def test_maps_count_their_positions() -> None:
     found = seen(MapVAE(), torch.rand(200, 2, 4, 4))
     assert (found.positions, found.pixels) == (16, 32)

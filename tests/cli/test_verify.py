@@ -21,11 +21,21 @@ GATES = [
 ]  # fmt: skip
 
 
+def assert_same_evidence(found, shrunk):
+    """As `shrink` wrote it; what an ONNX file differs by is rounding, whose last bit is not the same in every run."""
+    written = json.loads((shrunk / "evidence.json").read_text())
+    for evidence in (found, written):
+        onnx = evidence.pop("onnx")
+        assert max(onnx["encoder_max_abs_error"], onnx["decoder_max_abs_error"]) < 2e-6
+        evidence["gates"] = [gate for gate in evidence["gates"] if "ONNX" not in gate["name"]]
+    assert found == written
+
+
 def test_verify_repeats_the_evidence_of_shrink(vaeprune, idle_model, shrunk, rows):
     ran = vaeprune("verify", idle_model, shrunk, "--data", rows, "--json")
     assert (ran.code, ran.err) == (0, "")
     assert ran.json.keys() >= EVIDENCE
-    assert ran.json == json.loads((shrunk / "evidence.json").read_text())
+    assert_same_evidence(ran.json, shrunk)
 
 
 def test_text_lists_each_gate(vaeprune, idle_model, shrunk, rows):
@@ -69,7 +79,7 @@ def test_plan_may_be_named(vaeprune, idle_model, shrunk, rows, copied):
     for name in ("plan.json", "plan.safetensors"):
         (bare / name).unlink()
     ran = vaeprune("verify", idle_model, bare, "--data", rows, "--plan", shrunk / "plan.json", "--json")
-    assert ran.json == json.loads((shrunk / "evidence.json").read_text())
+    assert_same_evidence(ran.json, shrunk)
 
 
 def test_other_weights_fail(vaeprune, idle_model, other_idle_model, rows):

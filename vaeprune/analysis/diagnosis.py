@@ -90,19 +90,10 @@ def observe(vae: VAE, rows: Rows, seed: int = 0, decodes: bool = True) -> Observ
     flags = [(module, module.training) for module in vae.network.modules()]
     try:
         vae.network.eval()
-        return Observed(look(vae, rows, decodes), _examined(vae, rows, seed) if decodes else None)
+        return Observed(look(vae, rows, decodes), examine(vae, rows, seed) if decodes else None)
     finally:
         for module, training in flags:
             module.training = training
-
-
-def _examined(vae: VAE, rows: Rows, seed: int) -> Symptoms | None:
-    try:
-        return examine(vae, rows, seed)
-    except RuntimeError as error:
-        if "nference tensor" not in str(error):  # "Inference tensors cannot be saved for backward"
-            raise
-    return examine(vae, rows, seed, gradients=False)
 
 
 def case_of(vae: VAE, latents: Sequence[Latent], observed: Observed, stated: StatedObjective | None = None) -> Case:

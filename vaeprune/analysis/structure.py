@@ -191,14 +191,22 @@ def _unread(vae: VAE, x: Tensor, condition: list[Tensor]) -> Iterator[LearnedSca
     few = {n: p for n, p in named.items() if p.numel() in (1, x[0].numel(), x.shape[1])}
     if not few:
         return
-    with torch.enable_grad():
-        posterior = vae.encode(x[:2], *(c[:2] for c in condition))
-        output = vae.decode_parameters(posterior.mean, *(c[:2] for c in condition))
-        total = posterior.mean.sum() + posterior.logvar.sum() + output.sum()
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(total, list(few.values()), allow_unused=True)
+    try:
+        gradients = _gradients(vae, x[:2], [c[:2] for c in condition], list(few.values()))
+    except RuntimeError:  # autograd cannot go back through what is changed in place
+        return
     for (name, parameter), gradient in zip(few.items(), gradients, strict=True):
         if gradient is None:
             p = parameter.detach().double()
             readings = (p.exp(), (2 * p).exp(), p.square(), p, nn.functional.softplus(p))
             values = [v.mean().item() for v in readings if bool((v > 0).all())]
             yield LearnedScale(name, tuple(dict.fromkeys(v for v in values if math.isfinite(v))))
+
+
+def _gradients(vae: VAE, x: Tensor, condition: list[Tensor], of: list[nn.Parameter]) -> Sequence[Tensor | None]:
+    """By each parameter, of everything the two halves compute; None where a parameter has no part in it."""
+    with torch.enable_grad():
+        posterior = vae.encode(x, *condition)
+        output = vae.decode_parameters(posterior.mean, *condition)
+        total = posterior.mean.sum() + posterior.logvar.sum() + output.sum()
+        return torch.autograd.grad(total, of, allow_unused=True)

@@ -72,14 +72,14 @@ class Symptoms:
         return self.reconstructs and self.sampled > self.constant
 
 
-def examine(vae: VAE, rows: Rows, seed: int = 0, gradients: bool = True) -> Symptoms | None:
-    """Run up to 2,048 of `rows` through encoder and decoder, with gradients by z unless told otherwise.
+def examine(vae: VAE, rows: Rows, seed: int = 0) -> Symptoms | None:
+    """Run up to 2,048 of `rows` through encoder and decoder, with gradients by z.
 
     Call it in eval mode, outside of inference mode. No parameter's gradient is touched. None where a latent is NaN or
     infinite, which the moments refuse with the right words.
     """
     generator = torch.Generator().manual_seed(seed)
-    found = _Sums(gradients)
+    found = _Sums()
     parts = _thinned(vae, rows)
     size = max(2, min(256, _BATCH_VALUES // math.prod(rows.row_shape)))
     for x, *condition in zip(*(torch.split(part, size) for part in parts), strict=True):
@@ -114,14 +114,14 @@ def _thinned(vae: VAE, rows: Rows) -> list[Tensor]:
 class _Sums:
     """What the batches gave, row by row."""
 
-    def __init__(self, gradients: bool) -> None:
+    def __init__(self) -> None:
         self.x: list[Tensor] = []
         self.parts: list[tuple[Tensor, ...]] = []
         self.sampled: list[Tensor] = []
         self.at_mean: list[Tensor] = []
         self.kl: list[Tensor] = []
         self.squared_error = 0.0
-        self.heard, self.followed = False, gradients
+        self.heard, self.followed = False, True
         self.positions = 1
 
     def hear(self, vae: VAE, x: Tensor, posterior: Posterior, prior: Tensor, condition: list[Tensor]) -> None:
@@ -178,12 +178,19 @@ def _gradient(
     vae: VAE, x: Tensor, z: Tensor, condition: list[Tensor], wanted: bool
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """−log p(x | z) of each row, its gradient by z (None if none flows), and what the decoder gave."""
-    with torch.set_grad_enabled(wanted):
-        z = z.detach().requires_grad_()
-        output = vae.decode_parameters(z + 0, *condition)  # a leaf could not be changed in place
-        nats = vae.likelihood.nats(x, output)
-        gradient = torch.autograd.grad(nats.sum(), z, allow_unused=True)[0] if nats.requires_grad else None
-    return nats.detach().double().cpu(), gradient, output.detach()
+    if wanted:
+        try:
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                output = vae.decode_parameters(leaf + 0, *condition)  # a leaf could not be changed in place
+                nats = vae.likelihood.nats(x, output)
+                gradient = torch.autograd.grad(nats.sum(), leaf, allow_unused=True)[0] if nats.requires_grad else None
+            return nats.detach().double().cpu(), gradient, output.detach()
+        except RuntimeError:  # autograd cannot go back through what is changed in place, or kept from inference mode
+            return _gradient(vae, x, z, condition, wanted=False)
+    with torch.no_grad():
+        output = vae.decode_parameters(z.detach().clone(), *condition)
+        return vae.likelihood.nats(x, output).double().cpu(), None, output
 
 
 def _bounds(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
