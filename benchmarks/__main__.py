@@ -11,6 +11,7 @@ CASES = (
     "mnist_dense",
     "interval_coverage",
     "planted_truth",
+    "effective_weight",
     "tracing",
     "large_network",
     "dependency_tracer",

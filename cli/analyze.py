@@ -13,6 +13,14 @@ from .output import note_variance_law, print_analysis, print_json, progress
 from .suggest import command_for
 
 Criteria = Annotated[bool, typer.Option("--criteria", help="Also what other published rules say of the latents.")]
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        metavar="NAME=VALUE,...",
+        help="What MODEL was trained to minimise, like reconstruction=pixel-mean,kl=sum,beta=4; see docs/diagnosis.md.",
+    ),
+]
 
 
 @takes(o.Reading, o.Rows, o.Limits)
@@ -22,13 +30,16 @@ def analyze(
     reading: o.Reading,
     limits: o.Limits,
     criteria: Criteria = False,
+    objective: Objective = None,
     device: o.OnDevice = o.Device.auto,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Find the idle latents and say what to do."""
     from vaeprune.analysis import analyze as analyze_model
+    from vaeprune.analysis.stated_objective import StatedObjective
 
+    stated = None if objective is None else StatedObjective.parse(objective)
     sets = rows.open(input_range=reading.input_range)
     vae = o.open_model(model, reading, sets, device, quiet)
     with progress(quiet or json) as report:
@@ -38,10 +49,11 @@ def analyze(
             thresholds=limits.thresholds(),
             ablate=limits.ablate.value,
             criteria=criteria,
+            objective=stated,
             progress=report,
         )
     note_variance_law(vae, analysis, quiet)
-    command = command_for(analysis.advice, vae, model, rows, reading, limits)
+    command = command_for(analysis, vae, model, rows, reading, limits)
     analysis = dataclasses.replace(analysis, advice=dataclasses.replace(analysis.advice, command=command))
     if json:
         print_json({"model": model} | analysis.to_json())

@@ -88,6 +88,9 @@ class Reading:
     likelihood: Annotated[
         Observation | None, typer.Option("--likelihood", help="How a row is scored. [default: found out]")
     ] = None
+    scale: Annotated[
+        float | None, typer.Option("--scale", help="Standard deviation of the gaussian likelihood. [default: 1]")
+    ] = None
 
     def source(self, model: str) -> Source:
         """What was said of MODEL, for the library."""
@@ -100,6 +103,11 @@ class Reading:
             Observation.logits: ("bernoulli", "logits"),
             Observation.gaussian: ("gaussian", "mean"),
         }
+        likelihood = Likelihood(*known[self.likelihood]) if self.likelihood else None  # type: ignore[arg-type]
+        if self.scale is not None:
+            if likelihood is not None and likelihood.kind != "gaussian":
+                raise UsageError("--scale: goes with the gaussian likelihood only", "leave it out")
+            likelihood = Likelihood("gaussian", "mean", self.scale)
         return Source(
             model,
             weights=self.weights,
@@ -107,13 +115,13 @@ class Reading:
             factory=self.factory,
             input_shape=None if self.input_shape is None else sizes(self.input_shape, "--input-shape"),
             spread=self.spread.value if self.spread else None,
-            likelihood=Likelihood(*known[self.likelihood]) if self.likelihood else None,  # type: ignore[arg-type]
+            likelihood=likelihood,
         )
 
     def words(self) -> list[str]:
         """The options again, for a command to run next."""
         words = [w for a in self.model_arg or [] for w in ("--model-arg", a)]
-        for option in ("weights", "factory", "input_shape", "spread", "likelihood"):
+        for option in ("weights", "factory", "input_shape", "spread", "likelihood", "scale"):
             value = getattr(self, option)
             if value is not None:
                 words += ["--" + option.replace("_", "-"), str(getattr(value, "value", value))]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vaeprune.analysis import Analysis
     from vaeprune.analysis.criteria import Criteria
+    from vaeprune.analysis.diagnosis import Diagnosis
     from vaeprune.evidence import Evidence
     from vaeprune.surgery.plan import ChannelRemoval, Left
 
@@ -120,6 +121,8 @@ def print_analysis(analysis: Analysis, title: str) -> None:
     show("")
     for check, line in analysis.self_checks.lines().items():
         show(f"{check}: {line}")
+    show("sum = variance + mean σ², 1 where the latent's scale is free and training is at rest")
+    _print_diagnosis(analysis.diagnosis)
     show(f"\nadvice: {analysis.advice.action}: {analysis.advice.reason}")
     if analysis.advice.command:
         show(f"    {analysis.advice.command}")
@@ -139,6 +142,22 @@ def _print_criteria(criteria: Criteria) -> None:
     show("")
     stdout().print(table)
     show("A active, m mixed, · inactive or passive, latents in order; docs/criteria.md has the sources")
+
+
+def _print_diagnosis(diagnosis: Diagnosis) -> None:
+    """The weight that the KL had in training, and where something is wrong, what is and why."""
+    if diagnosis.effective_beta is not None and diagnosis.effective_beta_ci95 is not None:
+        beta, (low, high) = diagnosis.effective_beta, diagnosis.effective_beta_ci95
+        show(f"effective β: these latents rest at a KL's weight of {beta:.3g} (95%: {low:.3g} to {high:.3g})")
+    if not diagnosis.findings and not diagnosis.symptoms:
+        return
+    show("\ndiagnosis:")
+    for symptom in diagnosis.symptoms:
+        show(f"    {symptom}")
+    for finding in diagnosis.findings:
+        show(f"  {'cause' if finding.named else 'may be'}: {finding.title}")
+        show(f"    by: {finding.evidence}")
+        show(f"    change: {finding.remedy}")
 
 
 def note_variance_law(vae: object, analysis: Analysis, quiet: bool) -> None:

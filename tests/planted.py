@@ -76,7 +76,20 @@ def plant(vae: Model, idle: Collection[int], listening: float = 0.0, seed: int =
             vae.logvar_head.weight[latent] = 0
             vae.logvar_head.bias[latent] = 0
             columns[latent] = listening * torch.randn(columns[latent].shape, generator=generator)
+    keep_the_variance_law(vae, torch.rand(256, *vae.input_shape, generator=torch.Generator().manual_seed(1)))
     return vae.eval()
+
+
+def keep_the_variance_law(vae: BuiltVAE, x: Tensor) -> None:
+    """Scale the means of the latents that vary so that Var mu + E sigma² = 1 on rows x, as in a network at rest."""
+    vae.eval()
+    with torch.no_grad():
+        posterior = vae.encode(x)
+        variance, rest = posterior.mean.var(0), 1 - posterior.logvar.exp().mean(0)
+        scale = torch.where((variance > 1e-6) & (rest > 0), (rest / variance).clamp_min(0).sqrt(), 1.0)
+        vae.mean_head.weight *= scale.view(-1, *[1] * (vae.mean_head.weight.dim() - 1))
+        live = scale != 1.0
+        vae.mean_head.bias[live] *= scale[live]
 
 
 def first_reader(vae: BuiltVAE) -> nn.Linear | nn.ConvTranspose2d:

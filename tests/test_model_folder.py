@@ -79,7 +79,7 @@ def test_a_model_comes_back_to_the_bit(tmp_path: Path, vae: BuiltVAE) -> None:
     for name, value in vae.state_dict().items():
         assert torch.equal(read.vae.state_dict()[name], value), name
     assert (read.training, read.shrunk, read.history) == (written.training, written.shrunk, HISTORY)
-    assert read.vae.provenance == {"training": {"data": "tiles"}, "shrunk": {"from": [1, 2]}}
+    assert read.vae.provenance == {"training": {"data": "tiles"}, "shrunk": {"from": [1, 2]}, "history": HISTORY}
     assert read.state.keys() == state.keys()
     assert all(torch.equal(read.state[k], v) for k, v in state.items())
     assert (tmp_path / "model" / "README.md").read_text() == "# A model\n"

@@ -106,7 +106,7 @@ def read_model_folder(folder: Path, factory: Callable[..., Any] | None = None) -
         history = History.from_json(read_json(folder / HISTORY, "training history"), str(folder / HISTORY))
     if (folder / TRAINING_STATE).exists():
         state = read_tensors(folder / TRAINING_STATE)
-    vae.provenance |= {"training": config.get("training"), "shrunk": config.get("shrunk")}
+    vae.provenance |= {"training": config.get("training"), "shrunk": config.get("shrunk"), "history": history}
     return ModelFolder(vae, config.get("training"), config.get("shrunk"), history, state)
 
 

@@ -236,3 +236,12 @@ def test_a_latent_as_wide_as_the_row_is_no_reconstruction() -> None:
         found = vae.encode(made.x)
     assert torch.equal(found.mean, mean)
     assert torch.equal(found.logvar, logvar)
+
+
+def test_an_encoder_that_never_gives_the_same_is_refused_with_the_likely_cause() -> None:
+    class Dropping(OwnVAE):
+        def hidden(self, x: Tensor) -> Tensor:
+            return nn.functional.dropout(super().hidden(x), 0.5)
+
+    with pytest.raises(ModelError, match=r"nothing that is the same when called again in eval mode, as F\.dropout"):
+        adapt(plant(Dropping()), rows())

@@ -1,7 +1,10 @@
 import pytest
 
 from vaeprune.analysis import Latent
-from vaeprune.analysis.advice import Advice, advise
+from vaeprune.analysis.advice import Advice, advise, movement, unsettled
+from vaeprune.analysis.case import Finding
+from vaeprune.analysis.diagnosis import Diagnosis
+from vaeprune.training.history import Epoch, History
 
 
 def latents(active: int = 0, inactive: int = 0, mixed: tuple[float | None, ...] = ()) -> list[Latent]:
@@ -56,23 +59,109 @@ def test_a_model_that_was_shrunk_may_be_shrunk_again() -> None:
 def test_a_collapsed_posterior_is_a_diagnosis_not_a_cut() -> None:
     advice = advise(latents(inactive=4), {})
     assert (advice.action, advice.latent_size, advice.command) == ("retrain", 4, None)
-    assert advice.reason == (
-        "all 4 latents are inactive: the posterior has collapsed, so there is no network to cut down; check that the "
-        "reconstruction term is summed over pixels and the KL weight is not above 1, then train again"
-    )
+    assert advice.reason.startswith("all 4 latents are inactive")
 
 
-@pytest.mark.parametrize("counts", [{"active": 4}, {"inactive": 4}, {"active": 2, "inactive": 2}], ids=str)
-@pytest.mark.parametrize("penalty", ["none", "quadratic"])
-def test_a_model_trained_without_the_full_kl_is_refused_whatever_its_verdicts(
-    counts: dict[str, int], penalty: str
+def test_no_more_latents_are_advised_than_a_row_has_values() -> None:
+    assert advise(latents(active=3), {}, most=5).latent_size == 5
+    full = advise(latents(active=3), {}, most=3)
+    assert (full.action, full.latent_size) == ("keep", 3)
+    assert full.reason == "all 3 latents are active, and a row has no more values than that"
+
+
+# ---- with a diagnosis
+
+COUNTS = [{"active": 4}, {"inactive": 4}, {"active": 2, "inactive": 2}, {"active": 2, "mixed": (0.1,)}]
+NAMED = Finding("latent-mean", True, "stated: kl=latent-mean", "sum it")
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_a_named_cause_is_the_advice_whatever_the_verdicts(counts: dict[str, object]) -> None:
+    advice = advise(latents(**counts), {}, Diagnosis(findings=(NAMED,)))
+    size = len(latents(**counts))
+    assert advice == Advice("retrain", size, "the KL is averaged over latents (stated: kl=latent-mean): sum it")
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+def test_where_the_model_itself_must_change_the_advice_is_to_refuse(counts: dict[str, object]) -> None:
+    finding = Finding("no-kl", True, "its record says kl 'none'", "add it")
+    advice = advise(latents(**counts), {}, Diagnosis(findings=(NAMED, finding)))
+    assert (advice.action, advice.latent_size) == ("refuse", None)
+    assert advice.reason.endswith("drives an idle one to the prior (its record says kl 'none'): add it")
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=str)
+@pytest.mark.parametrize(("cause", "action"), [("free-bits", "retrain"), ("no-kl", "refuse")])
+def test_symptoms_that_forbid_a_cut_are_told_with_what_they_are_consistent_with(
+    counts: dict[str, object], cause: str, action: str
 ) -> None:
-    advice = advise(latents(**counts), {"training": {"kl": penalty}})
-    assert (advice.action, advice.latent_size, advice.command) == ("refuse", None, None)
+    finding = Finding(cause, False, "of numbers", "do this")
+    advice = advise(latents(**counts), {}, Diagnosis(symptoms=("it is odd",), findings=(finding,), blocking=True))
+    assert advice.action == action
     assert advice.reason == (
-        f"trained with kl '{penalty}': without the full KL nothing pushes an unused latent to the prior, and "
-        "variances say nothing about use"
+        f"it is odd; consistent with: {finding.title}; do this; --objective with the loss it was trained by settles "
+        "which"
     )
+
+
+@pytest.mark.parametrize(("counts", "action"), [(COUNTS[0], "grow"), (COUNTS[2], "shrink"), (COUNTS[3], "keep")])
+def test_another_weight_of_the_kl_is_said_beside_the_advice(counts: dict[str, object], action: str) -> None:
+    finding = Finding("annealing", False, "of numbers", "train on")
+    advice = advise(latents(**counts), {}, Diagnosis(0.48, (0.46, 0.5), 1.0, ("it weighs",), (finding,)))
+    assert advice.action == action
+    assert advice.reason.endswith("; but the KL weighs 0.48 here: the KL's weight was still rising")
+
+
+def test_latents_that_are_all_active_for_want_of_a_kl_are_no_reason_to_grow() -> None:
+    finding = Finding("latent-mean", False, "of numbers", "sum it")
+    advice = advise(latents(active=4), {}, Diagnosis(0.25, (0.2, 0.3), 1.0, ("it weighs 0.25",), (finding,)))
+    assert (advice.action, advice.latent_size) == ("retrain", 4)
+    assert advice.reason.startswith("all 4 latents are active, but it weighs 0.25; consistent with: the KL is averaged")
+
+
+def test_a_light_kl_that_is_meant_is_no_hindrance_to_growing() -> None:
+    assert advise(latents(active=4), {}, Diagnosis(0.25, (0.2, 0.3), 0.25)).action == "grow"
+
+
+def test_mixed_latents_are_priced_jointly_where_that_was_measured() -> None:
+    assert "would cost about 2 nats" in advise(latents(active=5, mixed=(0.25, 0.5)), {}, mixed_cost=2.0).reason
+
+
+# ---- with a history
+
+ON = ": train on before deciding"
+
+
+def history(inactive: list[int], size: int = 4, rising: float = 0.0) -> History:
+    """One epoch for each count; the sigma² of the last latent rises to the end by `rising`."""
+    return History(tuple(
+        Epoch(i + 1, 1.0, 1.0, 1.0, (1e-4,) * n + (0.9,) * (size - n),
+              (0.99,) * n + (0.1,) * (size - n - 1) + (0.1 + rising * i / len(inactive),))
+        for i, n in enumerate(inactive)
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (history([0, 1, 2, 2, 2, 2, 2, 2]), "; the count has stood still for the last 6 of 8 epochs"),
+        (history([0, 1, 1, 1, 1, 1, 1, 2]), "; its count was still moving, from 1 to 2 in the last 3 epochs" + ON),
+        (history([2] * 10, rising=1.0), "; sigma² of latents 3 was still rising in the last 3 epochs" + ON),
+        (history([0, 1, 2]), ""),
+        (History(), ""),
+        (history([2] * 8, size=5), ""),
+    ],
+)  # fmt: skip
+def test_the_history_says_whether_the_count_was_still_moving(found: History, told: str) -> None:
+    verdicts = latents(active=2, inactive=2)[::-1]
+    advice = advise(verdicts, {"history": found})
+    assert advice.action == "shrink"
+    assert advice.reason.endswith(f"there are enough{told}")
+    assert unsettled(verdicts, {"history": found}) == told.endswith("deciding")
+
+
+def test_the_history_of_a_shrunk_model_is_that_of_another() -> None:
+    assert movement(latents(active=4), {"history": history([0, 1, 1, 1, 1, 2]), "shrunk": {"latent_size": 9}}) == ""
 
 
 @pytest.mark.parametrize("provenance", [{}, {"training": None}, {"training": {"kl": "full"}, "shrunk": None}], ids=str)

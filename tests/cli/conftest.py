@@ -20,6 +20,7 @@ import pytest
 import torch
 from vaeprune.cli.__main__ import run
 
+from planted import keep_the_variance_law
 from vaeprune.architectures import initialise
 from vaeprune.architectures.dense import DenseVAE
 from vaeprune.data import tiles
@@ -171,6 +172,7 @@ def planted(idle: Sequence[int], latents: int = LATENTS, seed: int = 3) -> Dense
             vae.mean_head.bias[i] = 0.02
             vae.logvar_head.weight[i] = 0
             vae.logvar_head.bias[i] = 0
+    keep_the_variance_law(vae, tiles(ROWS, seed=5).float().div(255).view(-1, 1, 28, 28))
     _teach(vae, seed)
     with torch.no_grad():
         vae.decoder[0].weight[:, list(idle)] = 0

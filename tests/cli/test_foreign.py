@@ -51,10 +51,22 @@ def code(desk: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """their.py in the working directory, with the weights and rows that go with it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (desk / "their_vae.py").write_text(CODE)
-    torch.save({"model_state_dict": family().network.state_dict()}, desk / "ckpt.pt")
+    torch.save({"model_state_dict": theirs().state_dict()}, desk / "ckpt.pt")
     np.save(desk / "rows.npy", noise().numpy())
     yield
     sys.modules.pop("their_vae", None)
+
+
+def theirs() -> Any:
+    """A network whose means are scaled so that Var mu + E sigma² = 1, as at rest."""
+    network = family().network
+    with torch.no_grad():
+        mean, logvar = network.encode(noise())
+        variance = mean.var(0)
+        scale = torch.where(variance > 1e-6, ((1 - logvar.exp().mean(0)) / variance.clamp_min(1e-6)).sqrt(), 1.0)
+        network.fc_mu.weight *= scale[:, None]
+        network.fc_mu.bias *= scale
+    return network
 
 
 THEIRS = ("their_vae.py:VAE", "--weights", "ckpt.pt", "--model-arg", "latent_dim=5", "--data", "rows.npy")
@@ -94,7 +106,7 @@ def test_shrink_verify_and_encode_run_on_an_import_path(vaeprune: Any, desk: Pat
     encoded = vaeprune("encode", "small", "--factory", "their_vae.py:VAE", "--data", "rows.npy", "--out", "z.npy")
     assert encoded.code == 0, encoded.err
     with torch.no_grad():
-        mean = family().network.encode(noise())[0][:, [0, 2, 4]]
+        mean = theirs().encode(noise())[0][:, [0, 2, 4]]
     np.testing.assert_allclose(np.load(desk / "z.npy"), mean.numpy(), rtol=1e-5, atol=1e-6)
     config = json.loads((desk / "small" / "config.json").read_text())
     assert config["foreign"]["factory"] == "their_vae.py:VAE"

@@ -92,7 +92,8 @@ def test_a_collapsed_network_makes_no_plan() -> None:
     analysis = analyze(vae, rows())
     with pytest.raises(PlanError) as error:
         plan(vae, analysis, rows())
-    assert "the posterior has collapsed" in str(error.value)
+    assert analysis.advice.action == "retrain"
+    assert error.value.hint == analysis.advice.reason
 
 
 def test_an_analysis_of_a_model_with_other_latents_is_refused(analysis: Analysis) -> None:

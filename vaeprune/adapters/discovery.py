@@ -270,9 +270,8 @@ class _Discovery:
         return mean, spread
 
     def _shapes(self) -> str:
-        return (
-            ", ".join(f"{in_words(p)} {tuple(t.shape)}" for p, t in self.tensors.items()) or "no steady tensors of rows"
-        )
+        shapes = ", ".join(f"{in_words(p)} {tuple(t.shape)}" for p, t in self.tensors.items())
+        return shapes or "nothing that is the same when called again in eval mode, as F.dropout by its default is not"
 
 
 def _room(function: Callable[..., Any]) -> int:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from vaeprune.adapters import AdaptedVAE, as_vae, batches_for, measuring
+from vaeprune.analysis.ablation import reactions
 from vaeprune.analysis.advice import Advice, advise
 from vaeprune.analysis.criteria import Criteria, peer_criteria
+from vaeprune.analysis.diagnosis import Diagnosis, case_of, diagnose, observe
 from vaeprune.analysis.jacobian import DecoderPull, decoder_pull
 from vaeprune.analysis.latents import Interval, Latent, Thresholds, latents_of
 from vaeprune.analysis.moments import Moments
 from vaeprune.analysis.self_checks import SelfChecks, self_checks
+from vaeprune.analysis.stated_objective import StatedObjective
 from vaeprune.analysis.trials import Ablate as Ablate
 from vaeprune.analysis.trials import Progress as Progress
 from vaeprune.analysis.trials import tried
@@ -30,6 +34,7 @@ class Analysis:
     """What `analyze` found. `n_samples` counts the calibration rows behind the moments.
 
     `joint_ablation_cost`: nats per row for fixing all inactive latents at once; None without ablation.
+    `diagnosis`: how the training weighed the KL, and what is wrong where something is.
     `criteria`: what other rules say of the same latents, where it was asked for.
     """
 
@@ -42,6 +47,7 @@ class Analysis:
     self_checks: SelfChecks
     joint_ablation_cost: float | None = None
     joint_ablation_cost_ci95: Interval | None = None
+    diagnosis: Diagnosis = field(default_factory=Diagnosis)
     criteria: Criteria | None = None
 
     @property
@@ -72,6 +78,7 @@ class Analysis:
             "joint_ablation_cost": self.joint_ablation_cost,
             "joint_ablation_cost_ci95": self.joint_ablation_cost_ci95,
             "thresholds": dataclasses.asdict(self.thresholds),
+            "diagnosis": self.diagnosis.to_json(),
             "self_checks": self.self_checks.to_json(),
             "criteria": self.criteria.to_json() if self.criteria else None,
             "advice": dataclasses.asdict(self.advice),
@@ -90,6 +97,7 @@ class Analysis:
             SelfChecks.from_json(entry["self_checks"]),
             entry["joint_ablation_cost"],
             _pair(entry["joint_ablation_cost_ci95"]),
+            Diagnosis.from_json(entry["diagnosis"]),
             Criteria.from_json(entry["criteria"]) if entry["criteria"] else None,
         )
 
@@ -100,6 +108,7 @@ def analyze(
     *,
     thresholds: Thresholds | None = None,
     ablate: Ablate = "candidates",
+    objective: StatedObjective | str | None = None,
     criteria: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -108,31 +117,40 @@ def analyze(
 
     Moments come from the calibrate rows, ablation costs and noise reactions from the select rows. `ablate` tries the
     decoder for "all" latents, for the "candidates" that are not plainly active (the others on few rows), or for "none"
-    (verdicts are then provisional). `criteria` adds what other published rules say. The model is left as it was.
-    Raises DataError or ModelError. Asperti, section IV and Table I.
+    (verdicts are then provisional). `objective` is what the model was trained to minimise, in the words of
+    docs/diagnosis.md, where that is known. `criteria` adds what other published rules say. The model is left as it was.
+    Raises DataError, ModelError or UsageError. Asperti, section IV and Table I.
     """
     limits = thresholds or Thresholds()
     if ablate not in ("all", "candidates", "none"):
         raise UsageError(f"ablate: got {ablate!r}, expected all, candidates or none")
     sets = as_data(data, seed)
     vae = as_vae(model, sets)
-    if isinstance(vae, AdaptedVAE) and vae.reading.decode is None:
+    undecoded = isinstance(vae, AdaptedVAE) and vae.reading.decode is None
+    if undecoded:
         ablate = "none"  # there is no decoder to try
+    stated = StatedObjective.parse(objective) if isinstance(objective, str) else objective
+    observed = observe(vae, sets.calibrate, sets.seed, decodes=not undecoded)
     with measuring(vae):
         moments = accumulate(vae, sets.calibrate, progress)
         latents, joint = tried(vae, sets, moments, latents_of(moments), ablate, limits, progress)
-        beta = kl_weight(getattr(vae, "provenance", {}))
+        mixed_cost = _cost_of_mixed(vae, sets, moments, latents) if ablate != "none" else None
+        case = case_of(vae, latents, observed, stated)
+        beta = case.known_weight
         pull = _pull(vae, sets, 1.0 if beta is None else beta, ablate, progress)
         peers = peer_criteria(vae, sets, moments, latents, pull) if criteria else None
+    most = math.prod(vae.input_shape) // math.prod(vae.latent_shape[1:])
+    diagnosis = diagnose(case)
     return Analysis(
         data=sets.name,
         seed=sets.seed,
         n_samples=moments.count,
         latents=tuple(latents),
-        advice=advise(latents, getattr(vae, "provenance", {})),
+        advice=advise(latents, getattr(vae, "provenance", {}), diagnosis, mixed_cost, most),
         thresholds=limits,
         joint_ablation_cost=joint.cost if joint else None,
         joint_ablation_cost_ci95=joint.cost_ci95 if joint else None,
+        diagnosis=diagnosis,
         self_checks=self_checks(moments, latents, pull, beta),
         criteria=peers,
     )
@@ -151,15 +169,6 @@ def accumulate(vae: VAE, rows: Rows, progress: Progress | None = None) -> Moment
     return moments
 
 
-def kl_weight(provenance: Mapping[str, Any]) -> float | None:
-    """The KL's weight by the training record; None where there is none, or another penalty took the KL's place."""
-    training = provenance.get("training") or {}
-    beta = training.get("beta")
-    if training.get("kl") != "full" or isinstance(beta, bool) or not isinstance(beta, (int, float)) or not beta > 0:
-        return None
-    return float(beta)
-
-
 def _pull(vae: VAE, sets: DataSets, beta: float, ablate: Ablate, progress: Progress | None) -> DecoderPull | str:
     if isinstance(vae, AdaptedVAE) and vae.reading.decode is None:
         return "there is no decoder that could be called with z"
@@ -171,6 +180,14 @@ def _pull(vae: VAE, sets: DataSets, beta: float, ablate: Ablate, progress: Progr
             progress("decoder's slopes", rows, total)
 
     return decoder_pull(vae, sets.select, beta, sets.seed, report)
+
+
+def _cost_of_mixed(vae: VAE, sets: DataSets, moments: Moments, latents: Sequence[Latent]) -> float | None:
+    """Nats per row for fixing all mixed latents at once, where nothing is inactive."""
+    mixed = [latent.index for latent in latents if latent.verdict == "mixed"]
+    if not mixed or any(latent.verdict == "inactive" for latent in latents):
+        return None
+    return reactions(vae, sets.select, moments.mean, [mixed], sets.seed)[0].cost
 
 
 def _latent(entry: dict[str, Any]) -> Latent:

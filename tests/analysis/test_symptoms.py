@@ -1,0 +1,139 @@
+"""Numbers of tiny models, held against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from planted import MapVAE, OwnVAE, PlainVAE, dense, rows
+from vaeprune.analysis.symptoms import Symptoms, examine
+from vaeprune.data import MemoryRows, as_data
+from vaeprune.likelihood import Likelihood
+from vaeprune.posterior import Posterior
+
+
+class Fixed(OwnVAE):
+    """Encodes (a·x, sigma²) and decodes b·z + c; two values of a row, two latents."""
+
+    input_shape = (2,)
+
+    def __init__(self, a: float = 0.0, b: float = 0.0, c: float = 0.0, sigma2: float = 1.0, kind: str = "gaussian"):
+        super().__init__()
+        self.likelihood = Likelihood(kind, "mean")
+        self.a, self.b, self.c, self.sigma2 = a, b, c, sigma2
+        self.anchor = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+    @property
+    def latent_size(self) -> int:
+        return 2
+
+    def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+        return Posterior(self.a * x, torch.full_like(x, math.log(self.sigma2)))
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        return self.b * z + self.c
+
+
+def normal(count: int = 2000, shift: float = 0.0) -> Tensor:
+    x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return x * torch.tensor([2.0, 0.5]) + shift
+
+
+def seen(vae: OwnVAE, x: Tensor) -> Symptoms:
+    found = examine(vae, as_data(x).calibrate)
+    assert found is not None
+    return found
+
+
+def test_constant_is_the_mean_row_and_floor_the_row_itself() -> None:
+    x = normal(shift=3.0)
+    found = seen(Fixed(), x)
+    calibrated = torch.cat([b for b, *_ in as_data(x).calibrate.batches(64, torch.float64)])
+    spread = calibrated.var(0, correction=0).sum().item()
+    assert found.rows == len(calibrated)
+    assert found.floor == pytest.approx(math.log(2 * math.pi))
+    assert found.constant == pytest.approx(0.5 * spread + math.log(2 * math.pi))
+    assert found.span == pytest.approx(0.5 * spread)
+
+
+def test_cost_is_that_of_the_elbo_over_the_constant() -> None:
+    found = seen(Fixed(sigma2=0.5), normal())  # decodes 0, near the mean row
+    kl = 2 * 0.5 * (0.5 - math.log(0.5) - 1)
+    assert found.cost == pytest.approx(kl, abs=0.01)
+    assert found.sampled == pytest.approx(found.at_mean)
+
+
+@pytest.mark.parametrize(("shift", "worse"), [(0.0, False), (2.0, True)])
+def test_an_output_beside_the_mean_row_is_worse_than_it(shift: float, worse: bool) -> None:
+    assert seen(Fixed(c=shift), normal()).worse_than_constant is worse
+
+
+def test_leading_eigenvalue_is_that_of_the_covariance_over_the_likelihoods_variance() -> None:
+    vae = Fixed()
+    assert seen(vae, normal(4000)).leading_eigenvalue == pytest.approx(4, rel=0.1)
+    vae.likelihood = Likelihood("gaussian", "mean", 0.5)
+    assert seen(vae, normal(4000)).leading_eigenvalue == pytest.approx(16, rel=0.1)
+
+
+def test_leading_eigenvalue_of_binary_rows_is_that_of_their_correlations() -> None:
+    coin = (torch.rand(4000, 1, generator=torch.Generator().manual_seed(0)) < 0.3).double()
+    found = examine(Fixed(c=0.5, kind="bernoulli"), MemoryRows("coins", coin.expand(-1, 2).clone()))
+    assert found is not None
+    assert found.leading_eigenvalue == pytest.approx(2, rel=0.1)
+
+
+def test_few_rows_of_noise_do_not_seem_to_have_structure() -> None:
+    noise = torch.randn(150, 5, generator=torch.Generator().manual_seed(0))
+    assert seen(PlainVAE(), noise).leading_eigenvalue < 1.5
+
+
+@pytest.mark.parametrize(("b", "heard"), [(0.0, False), (1e-3, True)])
+def test_whether_the_output_moves_when_z_does(b: float, heard: bool) -> None:
+    assert seen(Fixed(b=b, c=1.0), normal()).heard is heard
+
+
+def test_a_decoder_that_only_reads_means_is_worse_at_samples() -> None:
+    found = seen(Fixed(a=0.1, b=10.0), normal())  # sigma² = 1 stays
+    assert found.reconstructs
+    assert found.unsampled
+    assert not seen(Fixed(a=1.0, b=1.0, sigma2=0.01), normal()).unsampled
+
+
+def test_rows_of_a_sorted_file_are_taken_from_all_of_it() -> None:
+    x = normal(20_000).sort(0).values
+    found = seen(Fixed(), x)
+    assert found.rows <= 2 * 2048
+    assert found.constant - found.floor == pytest.approx(0.5 * 4.25, rel=0.1)
+
+
+class InPlace(PlainVAE):
+    """A decoder that changes what it computed, which autograd cannot go back through."""
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        h = torch.exp(z)
+        h += 1.0
+        return self.decoder(h)
+
+
+def test_a_decoder_that_changes_its_values_in_place_is_measured_but_for_the_weight() -> None:
+    found = seen(InPlace(), torch.rand(200, 5))
+    assert found.beta is None
+    assert found.heard
+    assert found.sampled > found.floor
+
+
+def test_maps_count_their_positions() -> None:
+    found = seen(MapVAE(), torch.rand(200, 2, 4, 4))
+    assert (found.positions, found.pixels) == (16, 32)
+    assert found.beta is not None
+    assert len(found.beta.latents) == 3
+
+
+def test_latents_that_are_not_finite_are_left_to_the_moments() -> None:
+    vae = dense()
+    with torch.no_grad():
+        vae.mean_head.bias[0] = math.nan
+    assert examine(vae, as_data(rows()).calibrate) is None
