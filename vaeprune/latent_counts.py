@@ -49,10 +49,12 @@ class Spread:
     def __contains__(self, value: float) -> bool:
         return self.lowest <= value <= self.highest
 
+    def __format__(self, spec: str) -> str:
+        low, high = (format(value, spec or "g") for value in (self.lowest, self.highest))
+        return low if low == high else f"{low} to {high}, mean {format(self.mean, spec or '.3g')}"
+
     def __str__(self) -> str:
-        if self.lowest == self.highest:
-            return f"{self.lowest:g}"
-        return f"{self.lowest:g} to {self.highest:g}, mean {self.mean:.3g}"
+        return format(self)
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ class Oversized:
 
     `loss`: −ELBO of the select rows, which no weight was trained on, after `epochs`, in nats per row. `settled`: the
     epoch from which on the number of idle latents stayed the same; None where it was still changing. `count`: verdicts
-    of `analyze`. `decision`: "double" trains one of twice the size; "shrink" and "keep" end with and without idle
-    latents; "collapsed" ends with nothing but idle ones.
+    of `analyze`. `decision`: "double" trains one of twice the size; "shrink" and "keep" end with and without latents
+    to cut out; "collapsed" ends with no latent active.
     """
 
     seed: int
@@ -85,7 +85,10 @@ class LatentSearch:
         found = f"active latents: {spread}" + (f", and {mixed} mixed" if mixed.highest else "")
         found += f", over {seeds} seeds" if seeds > 1 else " (one seed; --seeds 3 says how far that varies)"
         if self.chosen is None:
-            return f"{found}; no latent is in use, so there is nothing to keep: see what the loss says of the data"
+            return (
+                f"{found}; no network is kept: either rows have nothing in common that latents could tell (noise), or "
+                "the training needs more --epochs or another --learning-rate"
+            )
         return f"{found}; seed {self.chosen} was kept" + (", which has the lowest loss" if seeds > 1 else "")
 
     def to_json(self) -> dict[str, Any]:
@@ -134,8 +137,9 @@ def decide(count: Count, idle: int, since: int | None, done: int, epochs: int, c
     """What follows from a training: `idle` latents, their number unchanged `since` an epoch, `done` of its epochs."""
     size = count.latent_size
     steady = f"the same number since epoch {since}" if since else "the number still changing"
-    if count.inactive == size:
-        return "collapsed", f"all {size} latents are idle after {done} epochs: the posterior has collapsed"
+    if not count.active and idle:
+        short = " or was trained too briefly" if since is None else ""
+        return "collapsed", f"none of {size} is active after {done} epochs: the posterior has collapsed{short}"
     if idle:
         return ("shrink" if count.inactive else "keep"), f"{idle} idle, {steady}: there were enough"
     if size < ceiling:
