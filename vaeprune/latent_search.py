@@ -25,7 +25,7 @@ from vaeprune.errors import DataError, StorageError, UsageError
 from vaeprune.latent_counts import Count
 from vaeprune.model_folder import CONFIG, ModelFolder, read_model_folder, write_model_folder
 from vaeprune.posterior import VAE, negative_elbo
-from vaeprune.search_path import LARGEST, LatentSearch, Oversized, decide, settled, start_size
+from vaeprune.search_path import LARGEST, LatentSearch, Oversized, decide, patience, settled, start_size
 from vaeprune.shrinking import shrink
 from vaeprune.storage import new_file, refuse_existing, refuse_foreign_folder, write_json
 from vaeprune.training import History, Trained
@@ -50,7 +50,7 @@ class Watch:
 
 def oversized_folder(out: Path) -> Path:
     """Where the oversized networks of a search stay, one model folder each, beside the result."""
-    return out.with_name(out.name + "-oversized")
+    return out.parent / f"{out.name or out.absolute().name}-oversized"
 
 
 def search_latent_size(
@@ -67,11 +67,11 @@ def search_latent_size(
 ) -> LatentSearch:
     """Find how many latents the data of `recipe` can use, whose own `latent` is not looked at, and train that network.
 
-    Trains from scratch at a start size taken from the data. If none of its latents is idle once their number has
-    settled, or else after all epochs, it is given up for one of twice the size; the last is shrunk into the model
-    folder `out`, as `shrink` does it. `seeds` repeats that with so many seeds from the recipe's on, from the size that
-    was enough before. The oversized networks stay in `oversized_folder(out)`, with the path in `search.json`; `go_on`
-    takes up what an interrupted search left there. Raises UsageError, StorageError or DataError before any training;
+    Trains from scratch at a start size taken from the data. As soon as the number of idle latents has settled at none,
+    that training is given up for one of twice the size; the last is shrunk into the model folder `out`, as `shrink`
+    does it. `seeds` repeats that with so many seeds from the recipe's on, from the size that was enough before. The
+    oversized networks stay in `oversized_folder(out)`, with the path in `search.json`; `go_on` takes up what an
+    interrupted search left there. Raises UsageError, StorageError or DataError before any training;
     TrainingError; VerificationFailed, with the oversized networks kept.
     """
     target = Path(out)
@@ -86,7 +86,10 @@ def search_latent_size(
             "check the data",
         )
     ceiling = min(math.prod(rows.row_shape), max(1, rows.count - 1), LARGEST)
-    job = _Search(recipe, target, sets, ceiling, folder, device, keep_state, force or go_on, go_on, watch or Watch())
+    wait = patience(recipe.epochs, math.ceil(rows.count / recipe.batch_size), recipe.learning_rate)
+    job = _Search(
+        recipe, target, sets, ceiling, wait, folder, device, keep_state, force or go_on, go_on, watch or Watch()
+    )
     size = start_size(components, ceiling)
     trainings: list[Oversized] = []
     for seed in range(recipe.seed, recipe.seed + seeds):
@@ -143,6 +146,7 @@ class _Search:
     out: Path
     sets: DataSets
     ceiling: int
+    patience: int
     data_folder: Path | None
     device: str
     keep_state: bool
@@ -201,7 +205,8 @@ class _Search:
             )
         if best.settled is None:
             notes.append(
-                "the number of idle latents was still changing when training ended: more --epochs may end elsewhere"
+                f"the number of idle latents had not stayed the same for {self.patience} epochs when training ended and "
+                "may end elsewhere: go on with --resume and more --epochs"
             )
         return tuple(notes)
 
@@ -213,7 +218,7 @@ class _Search:
         known = read_model_folder(folder)
         vae = known.vae.to(self.device)
         analysis = self.analyses[folder] = analyze(vae, self.sets, progress=self.watch.progress)
-        count, since = Count.of(str(folder), analysis), settled(known.history, recipe.epochs)
+        count, since = Count.of(str(folder), analysis), settled(known.history, self.patience)
         idle = max(count.inactive, known.history.epochs[-1].n_inactive)
         decision, reason = decide(count, idle, since, len(known.history.epochs), recipe.epochs, self.ceiling)
         loss = held_out_loss(vae, self.sets.select)
@@ -244,7 +249,7 @@ class _Search:
     def _enough(self, history: History, recipe: Recipe) -> bool:
         """Whether the training can be given up for a larger one before its end."""
         nothing_idle = history.epochs[-1].n_inactive == 0
-        return recipe.latent < self.ceiling and nothing_idle and settled(history, recipe.epochs) is not None
+        return recipe.latent < self.ceiling and nothing_idle and settled(history, self.patience) is not None
 
 
 def held_out_loss(vae: VAE, rows: Rows, seed: int = 0) -> float:

@@ -15,6 +15,7 @@ from vaeprune.training import History
 LARGEST_START = 64
 LARGEST = 1024
 _LEAST_PATIENCE = 5
+_TRAVEL = 4.0  # how far a weight can move meanwhile
 
 Decision = Literal["double", "shrink", "keep", "collapsed"]
 
@@ -113,19 +114,23 @@ class LatentSearch:
         return cls(**fixed, trainings=trainings, out=out, notes=tuple(entry["notes"]))
 
 
-def patience(epochs: int) -> int:
-    """Over how many epochs the number of idle latents must stay the same: a quarter of all, at least 5."""
-    return max(_LEAST_PATIENCE, math.ceil(epochs / 4))
+def patience(epochs: int, steps: int, learning_rate: float) -> int:
+    """Over how many epochs of `steps` minibatches the number of idle latents must stay the same to be called settled.
+
+    A quarter of all epochs, at least 5, and enough for a weight to travel: Adam moves one by about the learning rate a
+    step, and latents of the paper's network on MNIST took 4,000 steps at 1e-3 to fade.
+    """
+    return max(_LEAST_PATIENCE, math.ceil(epochs / 4), math.ceil(_TRAVEL / (learning_rate * steps)))
 
 
-def settled(history: History, epochs: int) -> int | None:
+def settled(history: History, patience: int) -> int | None:
     """The epoch from which on the number of idle latents (`Epoch.n_inactive`) stayed the same.
 
-    None if that is less than `patience(epochs)` epochs, `epochs` being what the whole training has.
+    None if that is less than `patience` epochs.
     """
     counts = [epoch.n_inactive for epoch in history.epochs]
     same = next((i for i, count in enumerate(reversed(counts)) if count != counts[-1]), len(counts))
-    return len(counts) - same + 1 if same >= patience(epochs) else None
+    return len(counts) - same + 1 if same >= patience else None
 
 
 def start_size(components: int, ceiling: int) -> int:
@@ -136,13 +141,14 @@ def start_size(components: int, ceiling: int) -> int:
 def decide(count: Count, idle: int, since: int | None, done: int, epochs: int, ceiling: int) -> tuple[Decision, str]:
     """What follows from a training: `idle` latents, their number unchanged `since` an epoch, `done` of its epochs."""
     size = count.latent_size
-    steady = f"the same number since epoch {since}" if since else "the number still changing"
     if not count.active and idle:
-        short = " or was trained too briefly" if since is None else ""
-        return "collapsed", f"none of {size} is active after {done} epochs: the posterior has collapsed{short}"
+        unsure = ", or training was too short" if since is None else ""
+        return "collapsed", f"none of {size} is active after {done} epochs: the posterior has collapsed{unsure}"
     if idle:
-        return ("shrink" if count.inactive else "keep"), f"{idle} idle, {steady}: there were enough"
+        when = f"since epoch {since}" if since else "and their number not settled"
+        return ("shrink" if count.inactive else "keep"), f"{idle} idle {when}: there were enough"
+    if since is None:
+        return "keep", f"none idle, but that has not settled within {done} epochs"
     if size < ceiling:
-        stopped = f"so after {done} of {epochs} epochs it was given up" if done < epochs else "after all its epochs"
-        return "double", f"none idle, {steady}, {stopped}"
-    return "keep", f"none idle, {steady}, but more than {ceiling} latents make no sense for these data"
+        return "double", f"none idle since epoch {since}, given up after {done} of {epochs} epochs"
+    return "keep", f"none idle since epoch {since}, but these data have no use for more than {ceiling}"
