@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 import importlib
 
-CASES = ("start_up", "moments", "mnist_dense", "tracing", "large_network", "dependency_tracer", "smaller_networks")
+CASES = (
+    "start_up",
+    "moments",
+    "mnist_dense",
+    "tracing",
+    "large_network",
+    "dependency_tracer",
+    "smaller_networks",
+    "latent_counts",
+    "latent_auto",
+)
 
 
 def main() -> None:

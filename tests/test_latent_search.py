@@ -121,8 +121,7 @@ def test_training_with_nothing_idle_is_given_up_once_that_has_settled(doubled):
 
 
 def test_interrupted_search_goes_on_to_the_same_result(doubled, shelf, tmp_path):
-    recipe = linear_recipe(str(shelf / "hidden.npy"))
-    out = tmp_path / "again"
+    recipe, out = linear_recipe(str(shelf / "hidden.npy")), tmp_path / "again"
     first = doubled.trainings[0].epochs
     for epoch in (first - 2, 5):  # in the first training, then in the second
         with pytest.raises(KeyboardInterrupt):
@@ -171,13 +170,11 @@ def test_existing_result_and_oversized_networks_are_refused(two, shelf, tmp_path
         search_latent_size(recipe, tmp_path / "y")
 
 
-def test_force_replaces_an_earlier_search_and_removes_what_is_left_of_it(shelf, tmp_path):
+def test_force_replaces_an_earlier_search_and_removes_what_is_left_of_it(two, tmp_path):
     np.save(tmp_path / "x.npy", linear_rows(12))
     out = tmp_path / "x"
     stale = oversized_folder(out) / "seed7-latents9"
-    shutil.copytree(oversized_folder(shelf / "two") / "seed0-latents3", stale) if (
-        shelf / "two-oversized"
-    ).exists() else stale.mkdir(parents=True)
+    shutil.copytree(oversized_folder(two.out) / "seed0-latents3", stale)
     (oversized_folder(out) / "notes.txt").write_text("mine")
     found = search_latent_size(linear_recipe(str(tmp_path / "x.npy")), out, force=True)
     assert found.latent_size == 1
@@ -231,8 +228,9 @@ def test_more_latents_than_rows_are_never_tried(tmp_path):
 def test_training_too_short_to_settle_says_so(shelf, tmp_path):
     found = search_latent_size(linear_recipe(str(shelf / "two.npy"), epochs=6), tmp_path / "q")
     (only,) = found.trainings
-    assert only.settled is None
-    assert any("go on with --resume and more --epochs" in note for note in found.notes) or only.decision == "collapsed"
+    assert (only.epochs, only.settled) == (6, None)
+    assert (only.decision, only.reason) == ("keep", "none idle, but that has not settled within 6 epochs")
+    assert [note for note in found.notes if "go on with --resume and more --epochs" in note]
 
 
 # --- settings that make no sense

@@ -205,8 +205,8 @@ class _Search:
             )
         if best.settled is None:
             notes.append(
-                f"the number of idle latents had not stayed the same for {self.patience} epochs when training ended and "
-                "may end elsewhere: go on with --resume and more --epochs"
+                f"the number of idle latents had not stayed the same for {self.patience} epochs when training ended, "
+                "and may end elsewhere: go on with --resume and more --epochs"
             )
         return tuple(notes)
 
