@@ -23,6 +23,6 @@ def linear_rows(*variances: float) -> NDArray[np.float32]:
 
 
 def linear_recipe(data: str, **changes: object) -> Recipe:
-    """Some 700 steps of a small network with s = 0.5."""
+    """Some 900 steps of a small network with s = 0.5."""
     known = {"hidden": (24, 16), "likelihood": "gaussian", "scale": 0.5, "learning_rate": 0.01, "batch_size": 32}
-    return Recipe(data, **{**known, "epochs": 60, **changes})  # type: ignore[arg-type]
+    return Recipe(data, **{**known, "epochs": 80, **changes})  # type: ignore[arg-type]

@@ -9,18 +9,18 @@ from vaeprune.search_path import decide, patience, settled, start_size
 from vaeprune.training import Epoch, History
 
 
-def history(*idle: int, size: int = 4) -> History:
-    """An epoch for each number of idle latents."""
+def history(*used: int, size: int = 4) -> History:
+    """An epoch for each number of latents in use; the others are on their way."""
     return History(
         tuple(
-            Epoch(i + 1, 1.0, 0.5, 0.5, (1e-4,) * n + (1.0,) * (size - n), (1.0,) * n + (0.1,) * (size - n))
-            for i, n in enumerate(idle)
+            Epoch(i + 1, 1.0, 0.5, 0.5, (0.9,) * n + (0.4,) * (size - n), (0.1,) * n + (0.6,) * (size - n))
+            for i, n in enumerate(used)
         )
     )
 
 
 @pytest.mark.parametrize(
-    ("idle", "since"),
+    ("used", "since"),
     [
         ((0, 0, 0), 1),
         ((0, 1, 1, 1), 2),
@@ -30,8 +30,8 @@ def history(*idle: int, size: int = 4) -> History:
         ((0, 0, 0, 1, 0, 0), None),
     ],
 )
-def test_settled_is_the_first_epoch_of_the_last_number(idle, since):
-    assert settled(history(*idle), patience=3) == since
+def test_settled_is_the_first_epoch_of_the_last_number(used, since):
+    assert settled(history(*used), patience=3) == since
 
 
 def test_patience_is_a_quarter_of_the_epochs_and_long_enough_for_weights_to_travel():
@@ -49,24 +49,24 @@ def test_start_is_a_tenth_above_the_principal_components_within_bounds():
 
 
 @pytest.mark.parametrize(
-    ("counts", "idle", "since", "done", "decision", "reason"),
+    ("counts", "since", "done", "decision", "reason"),
     [
-        ((6, 10, 0), 10, 9, 40, "shrink", "10 idle since epoch 9: there were enough"),
-        ((6, 10, 0), 10, None, 40, "shrink", "10 idle and their number not settled: there were enough"),
-        ((6, 0, 10), 10, 9, 40, "keep", "10 idle since epoch 9: there were enough"),
-        ((16, 0, 0), 0, 2, 12, "double", "none idle since epoch 2, given up after 12 of 40 epochs"),
-        ((16, 0, 0), 0, None, 40, "keep", "none idle, but that has not settled within 40 epochs"),
-        ((0, 16, 0), 16, 2, 40, "collapsed", "none of 16 is active after 40 epochs: the posterior has collapsed"),
+        ((6, 10, 0), 9, 40, "shrink", "10 idle, so there were enough; settled in epoch 9"),
+        ((6, 9, 1), None, 40, "shrink", "9 idle, so there were enough; not settled"),
+        ((6, 0, 10), 9, 40, "keep", "none idle, but 10 not plainly in use; settled in epoch 9"),
+        ((16, 0, 0), 2, 12, "double", "all in use since epoch 2; given up after 12 of 40 epochs"),
+        ((16, 0, 0), None, 40, "keep", "all in use, but that has not settled within 40 epochs"),
+        ((0, 16, 0), 2, 40, "collapsed", "none of 16 is active after 40 epochs: the posterior has collapsed"),
         (
-            (0, 3, 13), 16, None, 40,
+            (0, 3, 13), None, 40,
             "collapsed", "none of 16 is active after 40 epochs: the posterior has collapsed, or training was too short",
         ),
     ],
 )  # fmt: skip
-def test_decision_and_its_reason(counts, idle, since, done, decision, reason):
-    assert decide(Count("m", *counts, kl=1.0), idle, since, done, 40, ceiling=784) == (decision, reason)
+def test_decision_and_its_reason(counts, since, done, decision, reason):
+    assert decide(Count("m", *counts, kl=1.0), since, done, 40, ceiling=784) == (decision, reason)
 
 
 def test_nothing_beyond_the_ceiling_is_tried():
-    found = decide(Count("m", 16, 0, 0, 1.0), 0, 2, 40, 40, ceiling=16)
-    assert found == ("keep", "none idle since epoch 2, but these data have no use for more than 16")
+    found = decide(Count("m", 16, 0, 0, 1.0), 2, 40, 40, ceiling=16)
+    assert found == ("keep", "all in use since epoch 2, but these data have no use for more than 16")

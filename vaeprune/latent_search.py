@@ -1,4 +1,4 @@
-"""A latent size found by training: oversized from scratch, doubled only while nothing is idle, then shrunk.
+"""A latent size found by training: oversized from scratch, doubled only while all are in use, then shrunk.
 
 An idle latent certifies that there were enough. So one training that has some tells the size, where a grid of sizes
 takes one training for each; and what has been trained is kept, less what is idle.
@@ -25,7 +25,7 @@ from vaeprune.errors import DataError, StorageError, UsageError
 from vaeprune.latent_counts import Count
 from vaeprune.model_folder import CONFIG, ModelFolder, read_model_folder, write_model_folder
 from vaeprune.posterior import VAE, negative_elbo
-from vaeprune.search_path import LARGEST, LatentSearch, Oversized, decide, patience, settled, start_size
+from vaeprune.search_path import LARGEST, LatentSearch, Oversized, decide, in_use, patience, settled, start_size
 from vaeprune.shrinking import shrink
 from vaeprune.storage import new_file, refuse_existing, refuse_foreign_folder, write_json
 from vaeprune.training import History, Trained
@@ -67,8 +67,8 @@ def search_latent_size(
 ) -> LatentSearch:
     """Find how many latents the data of `recipe` can use, whose own `latent` is not looked at, and train that network.
 
-    Trains from scratch at a start size taken from the data. As soon as the number of idle latents has settled at none,
-    that training is given up for one of twice the size; the last is shrunk into the model folder `out`, as `shrink`
+    Trains from scratch at a start size taken from the data. As soon as it has settled that all latents are in use, that
+    training is given up for one of twice the size; the last is shrunk into the model folder `out`, as `shrink`
     does it. `seeds` repeats that with so many seeds from the recipe's on, from the size that was enough before. The
     oversized networks stay in `oversized_folder(out)`, with the path in `search.json`; `go_on` takes up what an
     interrupted search left there. Raises UsageError, StorageError or DataError before any training;
@@ -135,7 +135,7 @@ def _remove_others(trainings: Path, own: set[Path]) -> None:
 
 
 class _Enough(Exception):
-    """Nothing is idle and that has settled: the rest of the epochs would be for nothing."""
+    """All latents are in use and that has settled: the rest of the epochs would be for nothing."""
 
 
 @dataclass(frozen=True)
@@ -198,14 +198,15 @@ class _Search:
     def _notes(self, best: Oversized) -> tuple[str, ...]:
         """What limits the answer."""
         notes = []
-        if self.recipe.architecture == "dense" and best.in_use >= min(self.recipe.hidden):
+        used = best.count.active + best.count.mixed
+        if self.recipe.architecture == "dense" and used >= min(self.recipe.hidden):
             notes.append(
-                f"{best.in_use} latents are in use and the narrowest hidden layer has {min(self.recipe.hidden)} units: "
+                f"{used} latents are in use and the narrowest hidden layer has {min(self.recipe.hidden)} units: "
                 "the count may be this network's limit, not what the data can use; try wider --hidden"
             )
         if best.settled is None:
             notes.append(
-                f"the number of idle latents had not stayed the same for {self.patience} epochs when training ended, "
+                f"the number of latents in use had not stayed the same for {self.patience} epochs when training ended, "
                 "and may end elsewhere: go on with --resume and more --epochs"
             )
         return tuple(notes)
@@ -219,8 +220,7 @@ class _Search:
         vae = known.vae.to(self.device)
         analysis = self.analyses[folder] = analyze(vae, self.sets, progress=self.watch.progress)
         count, since = Count.of(str(folder), analysis), settled(known.history, self.patience)
-        idle = max(count.inactive, known.history.epochs[-1].n_inactive)
-        decision, reason = decide(count, idle, since, len(known.history.epochs), recipe.epochs, self.ceiling)
+        decision, reason = decide(count, since, len(known.history.epochs), recipe.epochs, self.ceiling)
         loss = held_out_loss(vae, self.sets.select)
         return Oversized(recipe.seed, recipe.latent, len(known.history.epochs), loss, since, count, decision, reason)
 
@@ -248,8 +248,8 @@ class _Search:
 
     def _enough(self, history: History, recipe: Recipe) -> bool:
         """Whether the training can be given up for a larger one before its end."""
-        nothing_idle = history.epochs[-1].n_inactive == 0
-        return recipe.latent < self.ceiling and nothing_idle and settled(history, self.patience) is not None
+        all_in_use = in_use(history.epochs[-1]) == recipe.latent
+        return recipe.latent < self.ceiling and all_in_use and settled(history, self.patience) is not None
 
 
 def held_out_loss(vae: VAE, rows: Rows, seed: int = 0) -> float:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from vaeprune.latent_counts import Count, LatentCounts
 from vaeprune.shrinking import Shrunk
-from vaeprune.training import History
+from vaeprune.training import Epoch, History
 
 LARGEST_START = 64
 LARGEST = 1024
 _LEAST_PATIENCE = 5
+_IN_USE = 0.5
 _TRAVEL = 4.0  # how far a weight can move meanwhile
 
 Decision = Literal["double", "shrink", "keep", "collapsed"]
@@ -25,9 +26,9 @@ class Oversized:
     """One training of a search, and what was decided on it.
 
     `loss`: −ELBO of the select rows, which no weight was trained on, after `epochs`, in nats per row. `settled`: the
-    epoch from which on the number of idle latents stayed the same; None where it was still changing. `count`: verdicts
-    of `analyze`. `decision`: "double" trains one of twice the size; "shrink" and "keep" end with and without latents
-    to cut out; "collapsed" ends with no latent active.
+    epoch from which on the number of latents in use stayed the same; None where it was still changing. `count`:
+    verdicts of `analyze`. `decision`: "double" trains one of twice the size; "shrink" and "keep" end with and without
+    latents to cut out; "collapsed" ends with no latent active.
     """
 
     seed: int
@@ -38,11 +39,6 @@ class Oversized:
     count: Count
     decision: Decision
     reason: str
-
-    @property
-    def in_use(self) -> int:
-        """Latents that are not idle: active and mixed."""
-        return self.count.active + self.count.mixed
 
     def to_json(self) -> dict[str, Any]:
         """Its entry in `search.json`."""
@@ -115,7 +111,7 @@ class LatentSearch:
 
 
 def patience(epochs: int, steps: int, learning_rate: float) -> int:
-    """Over how many epochs of `steps` minibatches the number of idle latents must stay the same to be called settled.
+    """Over how many epochs of `steps` minibatches the number of latents in use must stay the same to be settled.
 
     A quarter of all epochs, at least 5, and enough for a weight to travel: Adam moves one by about the learning rate a
     step, and latents of the paper's network on MNIST took 4,000 steps at 1e-3 to fade.
@@ -123,12 +119,17 @@ def patience(epochs: int, steps: int, learning_rate: float) -> int:
     return max(_LEAST_PATIENCE, math.ceil(epochs / 4), math.ceil(_TRAVEL / (learning_rate * steps)))
 
 
-def settled(history: History, patience: int) -> int | None:
-    """The epoch from which on the number of idle latents (`Epoch.n_inactive`) stayed the same.
+def in_use(epoch: Epoch) -> int:
+    """How many latents are plainly in use: E_x[sigma²] below ½, so that each carries at least ½ ln 2 nats.
 
-    None if that is less than `patience` epochs.
+    While latents fade their sigma² passes through all values between, so neither the idle nor the others say it early.
     """
-    counts = [epoch.n_inactive for epoch in history.epochs]
+    return sum(variance < _IN_USE for variance in epoch.posterior_variance)
+
+
+def settled(history: History, patience: int) -> int | None:
+    """The epoch from which on the number of latents in use stayed the same; None if that is less than `patience`."""
+    counts = [in_use(epoch) for epoch in history.epochs]
     same = next((i for i, count in enumerate(reversed(counts)) if count != counts[-1]), len(counts))
     return len(counts) - same + 1 if same >= patience else None
 
@@ -138,17 +139,18 @@ def start_size(components: int, ceiling: int) -> int:
     return min(components + max(1, math.ceil(components / 10)), LARGEST_START, ceiling)
 
 
-def decide(count: Count, idle: int, since: int | None, done: int, epochs: int, ceiling: int) -> tuple[Decision, str]:
-    """What follows from a training: `idle` latents, their number unchanged `since` an epoch, `done` of its epochs."""
-    size = count.latent_size
-    if not count.active and idle:
+def decide(count: Count, since: int | None, done: int, epochs: int, ceiling: int) -> tuple[Decision, str]:
+    """What follows from a training: its verdicts, settled `since` an epoch, after `done` of its `epochs`."""
+    size, when = count.latent_size, f"settled in epoch {since}" if since else "not settled"
+    if not count.active:
         unsure = ", or training was too short" if since is None else ""
         return "collapsed", f"none of {size} is active after {done} epochs: the posterior has collapsed{unsure}"
-    if idle:
-        when = f"since epoch {since}" if since else "and their number not settled"
-        return ("shrink" if count.inactive else "keep"), f"{idle} idle {when}: there were enough"
+    if count.inactive:
+        return "shrink", f"{count.inactive} idle, so there were enough; {when}"
+    if count.mixed:
+        return "keep", f"none idle, but {count.mixed} not plainly in use; {when}"
     if since is None:
-        return "keep", f"none idle, but that has not settled within {done} epochs"
+        return "keep", f"all in use, but that has not settled within {done} epochs"
     if size < ceiling:
-        return "double", f"none idle since epoch {since}, given up after {done} of {epochs} epochs"
-    return "keep", f"none idle since epoch {since}, but these data have no use for more than {ceiling}"
+        return "double", f"all in use since epoch {since}; given up after {done} of {epochs} epochs"
+    return "keep", f"all in use since epoch {since}, but these data have no use for more than {ceiling}"
