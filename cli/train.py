@@ -130,7 +130,7 @@ def train(
             raise UsageError("--data: is missing", "name the data to train on, like --data tiles")
         again = ["--device", device.value, *(["--data-dir", str(data_dir)] if data_dir else [])]
         return train_auto(
-            training_run.Recipe(**given), out, seeds or 1, again, json, quiet,
+            training_run.Recipe(**given), out, 1 if seeds is None else seeds, again, json, quiet,
             folder=data_dir, device=torch_device, keep_state=keep_state, force=force, go_on=resume,
         )  # fmt: skip
     if seeds is not None:
