@@ -196,7 +196,7 @@ def test_rows_without_structure_give_no_network_and_say_so(shelf, tmp_path):
 
 def test_equal_rows_are_refused_before_any_training(tmp_path):
     np.save(tmp_path / "c.npy", np.full((600, 3, 4), 0.1, np.float32))
-    with pytest.raises(DataError, match=r"all \d+ training rows are equal, so there is nothing for latents to tell"):
+    with pytest.raises(DataError, match="all rows are equal, so there is nothing for latents to tell"):
         search_latent_size(linear_recipe(str(tmp_path / "c.npy")), tmp_path / "c")
     assert [p.name for p in tmp_path.iterdir()] == ["c.npy"]
 

@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 
 from vaeprune.adapters import batches_for, measuring
 from vaeprune.analysis import Analysis, analyze
 from vaeprune.analysis.analysis import Progress
 from vaeprune.data import DataSets, Rows, open_data, training_images
 from vaeprune.data.principal_components import principal_components
+from vaeprune.data.rows import limited_blocks
+from vaeprune.data.sets import open_sources
 from vaeprune.errors import DataError, StorageError, UsageError
 from vaeprune.latent_counts import Count
 from vaeprune.model_folder import CONFIG, ModelFolder, read_model_folder, write_model_folder
@@ -77,14 +80,11 @@ def search_latent_size(
     target = Path(out)
     _refuse(recipe, seeds)
     _refuse_targets(target, force, go_on)
-    sets = open_data(recipe.data, folder=folder, rows=recipe.rows)
+    sets = _opened(recipe, folder)
     rows = training_images(recipe.data, folder, rows=recipe.rows)
     components = principal_components(rows)
     if not components:
-        raise DataError(
-            f"{recipe.data}: all {rows.count:,} training rows are equal, so there is nothing for latents to tell apart",
-            "check the data",
-        )
+        raise _equal(recipe.data)
     ceiling = min(math.prod(rows.row_shape), max(1, rows.count - 1), LARGEST)
     wait = patience(recipe.epochs, math.ceil(rows.count / recipe.batch_size), recipe.learning_rate)
     job = _Search(
@@ -113,6 +113,23 @@ def _refuse(recipe: Recipe, seeds: int) -> None:
             f"--latent auto: got {said}, but latents become idle only where they are sampled, under the full KL",
             "name a size, like --latent 16",
         )
+
+
+def _opened(recipe: Recipe, folder: Path | None) -> DataSets:
+    """The three sets. Equal rows all fall into one of them, so where one is too small that is looked for first."""
+    try:
+        return open_data(recipe.data, folder=folder, rows=recipe.rows)
+    except DataError:
+        first: NDArray[Any] | None = None
+        for block in limited_blocks(open_sources(recipe.data, folder)[0], recipe.rows):
+            first = block[0][:1].copy() if first is None else first
+            if (block[0] != first).any():
+                raise
+        raise _equal(recipe.data) from None
+
+
+def _equal(data: str) -> DataError:
+    return DataError(f"{data}: all rows are equal, so there is nothing for latents to tell apart", "check the data")
 
 
 def _refuse_targets(out: Path, force: bool, go_on: bool) -> None:

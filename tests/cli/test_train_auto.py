@@ -168,5 +168,5 @@ def test_constant_data_are_refused(refused, tmp_path):
     np.save(tmp_path / "c.npy", np.full((600, 3, 4), 7, np.uint8))
     refused(
         "train", "--data", tmp_path / "c.npy", "--latent", "auto", "--out", "small",
-        told=["training rows are equal, so there is nothing for latents to tell apart; check the data"],
+        told=["all rows are equal, so there is nothing for latents to tell apart; check the data"],
     )  # fmt: skip
