@@ -100,10 +100,12 @@ def test_oversized_networks_stay_beside_the_result_with_the_path(two):
 
 def test_too_small_a_start_is_doubled_until_something_is_idle(doubled):
     assert doubled.components == 1
-    sizes = [(t.latent_size, t.decision) for t in doubled.trainings]
-    assert sizes == [(2, "double"), (4, "double"), (8, "shrink")]
-    assert doubled.finished[0].count.active == 4
-    assert doubled.latent_size == 4
+    *given_up, last = doubled.trainings
+    assert [t.latent_size for t in doubled.trainings] == [2 * 2**i for i in range(len(doubled.trainings))]
+    assert given_up
+    assert {(t.decision, t.count.inactive) for t in given_up} == {("double", 0)}
+    assert (last.decision, last.count.inactive > 0) == ("shrink", True)
+    assert doubled.latent_size == last.count.active + last.count.mixed >= 2
 
 
 def test_training_with_nothing_idle_is_given_up_once_that_has_settled(doubled):
