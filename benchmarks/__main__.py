@@ -17,6 +17,8 @@ CASES = (
     "dependency_tracer",
     "smaller_networks",
     "growing",
+    "latent_counts",
+    "latent_auto",
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from vaeprune import load
 from vaeprune.adapters import AdaptedVAE
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets, MemoryRows
+from vaeprune.model_folder import read_model_folder
 from vaeprune.training.loop import Step
-from vaeprune.training_run import Recipe, run
+from vaeprune.training_run import Recipe, resume, run
 
 TRAINED_HERE = Path("out/benchmarks")
 _WIDE = (512, 256, 64, 32)  # of the paper's network for the tiles
@@ -44,7 +46,10 @@ class Network:
 
         # kept beside the network until it is whole, so that an interrupted training is never taken for a trained one
         unfinished = self.folder.with_name(self.folder.name + "-unfinished")
-        run(self.recipe, unfinished, keep_state=False, force=True, on_step=on_step)
+        if not (unfinished / "config.json").is_file():
+            run(self.recipe, unfinished, on_step=on_step)
+        elif len(read_model_folder(unfinished).history.epochs) < self.recipe.epochs:
+            resume(unfinished, dataclasses.asdict(self.recipe), on_step=on_step)
         unfinished.rename(self.folder)
 
 

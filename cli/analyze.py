@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options as o
+from .compare_counts import compare_counts
 from .groups import takes
 from .output import note_variance_law, print_analysis, print_json, progress
 from .suggest import command_for
@@ -25,7 +26,10 @@ Objective = Annotated[
 
 @takes(o.Reading, o.Rows, o.Limits)
 def analyze(
-    model: o.Model,
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", help="As for the other commands; several are compared in their counts."),
+    ],
     rows: o.Rows,
     reading: o.Reading,
     limits: o.Limits,
@@ -35,12 +39,16 @@ def analyze(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Find the idle latents and say what to do."""
+    """Find the idle latents and say what to do; of several models say how far their counts agree."""
     from vaeprune.analysis import analyze as analyze_model
     from vaeprune.analysis.stated_objective import StatedObjective
 
     stated = None if objective is None else StatedObjective.parse(objective)
     sets = rows.open(input_range=reading.input_range)
+    if len(models) > 1:
+        compare_counts(models, sets, reading, limits, device, json, quiet)
+        return
+    (model,) = models
     vae = o.open_model(model, reading, sets, device, quiet)
     with progress(quiet or json) as report:
         analysis = analyze_model(

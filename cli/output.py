@@ -15,6 +15,7 @@ from vaeprune.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, TaskID
 
     from vaeprune.analysis import Analysis
     from vaeprune.analysis.criteria import Criteria
@@ -74,14 +75,24 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr(), transient=True) as bar:
-        tasks: dict[str, Any] = {}
+        yield reporting(bar)
 
-        def report(what: str, more: int, total: int | None) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.advance(tasks[what], more)
 
-        yield report
+def reporting(bar: Progress) -> Callable[[str, int, int | None], None]:
+    """report(what, rows more, rows in all) on a bar that is shown already; what is done may begin anew."""
+    tasks: dict[str, TaskID] = {}
+    done: dict[str, int] = {}
+
+    def report(what: str, more: int, total: int | None) -> None:
+        if what not in tasks:
+            tasks[what], done[what] = bar.add_task(what, total=total), 0
+        elif total is not None and done[what] >= total:
+            bar.reset(tasks[what], total=total)
+            done[what] = 0
+        bar.advance(tasks[what], more)
+        done[what] += more
+
+    return report
 
 
 def print_analysis(analysis: Analysis, title: str) -> None:

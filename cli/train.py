@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
-import sys
-from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,11 +12,15 @@ import typer
 from vaeprune.errors import UsageError
 
 from . import options as o
-from .output import note, print_json, show, stderr
+from .output import note, print_json, show
+from .train_auto import train_auto
+from .training_display import training_display
 
 if TYPE_CHECKING:
     from vaeprune.training import Trained
-    from vaeprune.training.loop import Step
+
+
+AUTO = "auto"
 
 
 class Architecture(str, Enum):
@@ -62,7 +63,17 @@ def train(
     hidden: Annotated[
         str | None, typer.Option("--hidden", help="Dense widths, the decoder mirrored. [default: 256,32,24]")
     ] = None,
-    latent: Annotated[int | None, typer.Option("--latent", help="Number of latents. [default: 16]")] = None,
+    latent: Annotated[
+        str | None,
+        typer.Option(
+            "--latent",
+            metavar="N|auto",
+            help="Number of latents; auto trains with too many, then cuts out those that are idle. [default: 16]",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", metavar="K", help="With --latent auto: from K seeds, and say the range.")
+    ] = None,
     likelihood: Annotated[Kind | None, typer.Option("--likelihood", help="[default: bernoulli]")] = None,
     scale: Annotated[
         float | None,
@@ -97,7 +108,7 @@ def train(
     force: o.Force = False,
     json: o.Json = False,
     quiet: o.Quiet = False,
-) -> None:
+) -> int:
     """Train a VAE, by default the paper's.
 
     Ctrl-C keeps the last finished epoch.
@@ -108,23 +119,32 @@ def train(
         raise UsageError("--out: is missing", "name the model folder to write")
     wished: dict[str, Any] = {
         "data": data, "architecture": arch, "hidden": tuple(o.integers(hidden, "--hidden")) if hidden else None,
-        "latent": latent, "likelihood": likelihood, "scale": scale, "kl": kl, "beta": beta, "sampling": sampling,
+        "latent": _size(latent), "likelihood": likelihood, "scale": scale, "kl": kl, "beta": beta, "sampling": sampling,
         "initialisation": init, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "trace_every": trace_every, "seed": seed, "rows": rows,
     }  # fmt: skip
     given = {k: v.value if isinstance(v, Enum) else v for k, v in wished.items() if v is not None}
     torch_device = o.torch_device(device)
+    if latent == AUTO:
+        if data is None:
+            raise UsageError("--data: is missing", "name the data to train on, like --data tiles")
+        again = ["--device", device.value, *(["--data-dir", str(data_dir)] if data_dir else [])]
+        return train_auto(
+            training_run.Recipe(**given), out, 1 if seeds is None else seeds, again, json, quiet,
+            folder=data_dir, device=torch_device, keep_state=keep_state, force=force, go_on=resume,
+        )  # fmt: skip
+    if seeds is not None:
+        raise UsageError("--seeds: goes with --latent auto", "train several seeds one by one with --seed")
     finished: list[int] = []
     try:
-        with _progress(quiet or json) as (on_step, show_epoch):
+        with training_display(quiet or json) as display:
 
             def on_epoch(trained: Trained) -> None:
                 finished.append(len(trained.history.epochs))
-                if show_epoch:
-                    show_epoch(trained)
+                display.on_epoch(trained)
 
             shared: dict[str, Any] = {"folder": data_dir, "device": torch_device, "keep_state": keep_state}
-            shared |= {"on_step": on_step, "on_epoch": on_epoch}
+            shared |= {"on_step": display.on_step, "on_epoch": on_epoch}
             if resume:
                 trained = training_run.resume(out, given, **shared)
             elif data is None:
@@ -141,6 +161,17 @@ def train(
             note(f"{out} holds the last finished epoch; go on with: {shlex.join(again)}")
         raise
     _report(trained, out, json)
+    return 0
+
+
+def _size(latent: str | None) -> int | None:
+    """The number in --latent, None where there is none."""
+    if latent is None or latent == AUTO:
+        return None
+    try:
+        return int(latent)
+    except ValueError:
+        raise UsageError(f"--latent: got {latent!r}, expected a whole number or auto") from None
 
 
 def _report(trained: Trained, out: Path, json: bool) -> None:
@@ -160,34 +191,3 @@ def _report(trained: Trained, out: Path, json: bool) -> None:
     )
     if grown:
         show(grown.words())
-
-
-@contextlib.contextmanager
-def _progress(
-    quiet: bool,
-) -> Iterator[tuple[Callable[[Step], None] | None, Callable[[Trained], None] | None]]:
-    """A bar for each epoch on a terminal, a line for each epoch elsewhere, nothing if quiet."""
-    if quiet:
-        yield None, None
-    elif not sys.stderr.isatty():
-        yield None, lambda trained: note(_line(trained))
-    else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=stderr(), transient=True) as bar:
-            task = bar.add_task("epoch 1")
-
-            def on_step(step: Step) -> None:
-                words = f"epoch {step.epoch}  loss {step.loss:.2f} = {step.reconstruction:.2f} + KL {step.kl:.2f}"
-                bar.update(task, description=words, completed=step.batch, total=step.batches)
-
-            yield on_step, lambda trained: bar.console.print(_line(trained))
-
-
-def _line(trained: Trained) -> str:
-    last = trained.history.epochs[-1]
-    return (
-        f"epoch {last.epoch:3}  loss {last.loss:8.2f}  reconstruction {last.reconstruction:8.2f}  KL {last.kl:6.2f}  "
-        f"inactive {last.n_inactive} of {len(last.variance)}"
-    )

@@ -115,6 +115,7 @@ def shrink(
     fair: bool = False,
     keep: Collection[int] = (),
     remove: Collection[int] = (),
+    analysis: Analysis | None = None,
     replay: Plan | None = None,
     dry_run: bool = False,
     thresholds: Thresholds | None = None,
@@ -131,7 +132,8 @@ def shrink(
     further channels may cost; `aim` "size" spends them on weights, "latency" on FLOPs; `factorize`: layers may become
     two of low rank, which changes their state-dict keys. `recover_epochs`: fine-tune for so many epochs after the cut,
     with `fair` held against the original trained as long. `keep`, `remove`: latents,
-    whatever their verdict. `replay` applies a given plan instead of making one. `dry_run` stops at the plan. Where
+    whatever their verdict. `analysis`: verdicts of this very model on these data, where they are known already.
+    `replay` applies a given plan instead of making one. `dry_run` stops at the plan. Where
     nothing can go, nothing is written and `model` is None in the result. `model` itself stays as it is.
     Raises VerificationFailed, with nothing written, if a gate is not passed; PlanError, TraceError, DataError.
     """
@@ -150,7 +152,7 @@ def shrink(
     if replay is not None:
         found = Shrunk(None, replay, None, None, (0, 0), (0, 0))
     else:
-        analysis = analyze(vae, sets, thresholds=thresholds, ablate=ablate, progress=progress)
+        analysis = analysis or analyze(vae, sets, thresholds=thresholds, ablate=ablate, progress=progress)
         found = _planned(vae, sets, analysis, wanted, recovery if not dry_run else None, progress)
     if found.plan is None:
         size = _parameters(vae)

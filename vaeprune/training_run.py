@@ -99,6 +99,15 @@ class Recipe:
         go_on = shlex.join(["vaeprune", "train", "--resume", "--out", out, "--epochs", str(self.epochs)])
         return " && ".join([first.command(before), grow, *([go_on] if self.epochs > growth.epoch else [])])
 
+    def refuse_changes(self, changes: dict[str, Any], out: Path) -> None:
+        """Raise UsageError where `changes` hold something else than the training in `out` was begun with.
+
+        Only `epochs` may differ.
+        """
+        for name, value in changes.items():
+            if name != "epochs" and getattr(self, name) != value:
+                raise UsageError(f"--resume: {name} is {getattr(self, name)!r} in {out}, got {value!r}", "leave it out")
+
     def to_json(self) -> dict[str, Any]:
         """The provenance entry of a config."""
         entry = dataclasses.asdict(self) | {"hidden": list(self.hidden)}
@@ -175,9 +184,7 @@ def resume(
             f"{out}: was trained on {recipe.data!r}, and no import path is taken from a file",
             f"name it again: --data {recipe.data}",
         )
-    for name, value in changes.items():
-        if name != "epochs" and getattr(recipe, name) != value:
-            raise UsageError(f"--resume: {name} is {getattr(recipe, name)!r} in {out}, got {value!r}", "leave it out")
+    recipe.refuse_changes(changes, out)
     recipe = dataclasses.replace(recipe, epochs=changes.get("epochs", recipe.epochs))
     rows = training_images(recipe.data, folder, rows=recipe.rows)
     so_far = (known.history, known.state)
