@@ -211,7 +211,7 @@ def test_too_few_rows_are_refused_before_any_training(tmp_path):
 
 
 def test_rows_of_a_single_number_end_with_one_latent(tmp_path):
-    np.save(tmp_path / "s.npy", np.random.default_rng(0).normal(size=(600, 1)).astype(np.float32) * 3)
+    np.save(tmp_path / "s.npy", np.random.default_rng(0).normal(size=(2000, 1)).astype(np.float32) * 3)
     found = search_latent_size(linear_recipe(str(tmp_path / "s.npy"), epochs=40), tmp_path / "s")
     (only,) = found.trainings
     assert (only.latent_size, only.decision, found.latent_size) == (1, "keep", 1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from trained import small_tiles, trained_dense
 from vaeprune.architectures import initialise
 from vaeprune.architectures.dense import DenseVAE
 from vaeprune.model_folder import ModelFolder, write_model_folder
@@ -37,6 +39,15 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _written(tmp_path_factory.mktemp("wide") / "model", 96, 2, 0.0)
 
 
+@pytest.fixture(scope="module")
+def trained_model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A network whose units are worth something, and its rows."""
+    folder = tmp_path_factory.mktemp("trained")
+    np.save(folder / "rows.npy", small_tiles().numpy())
+    write_model_folder(ModelFolder(trained_dense(), None), folder / "model")
+    return folder / "model", folder / "rows.npy"
+
+
 @pytest.mark.parametrize("options", [(), ("--budget", 2)], ids=["network", "budget"])
 def test_a_model_with_no_removable_unit_is_left_with_the_reasons(vaeprune, narrow_model, rows, desk, options):
     ran = vaeprune("shrink", narrow_model, "--data", rows, "--out", "smaller", "--json", *options)
@@ -58,11 +69,11 @@ def test_a_model_with_no_removable_unit_is_told_in_words(vaeprune, narrow_model,
     assert list(desk.iterdir()) == []
 
 
-def test_rows_too_few_for_a_fit_are_said_by_weight(vaeprune, wide_model, rows, desk):
-    """Some ninety calibration rows cannot tell 96 units apart."""
-    ran = vaeprune("shrink", wide_model, "--data", rows, "--rows", 150, "--budget", 0.2, "--dry-run", "--json")
+def test_rows_too_few_for_a_fit_are_said_by_weight(vaeprune, trained_model, desk):
+    """Some sixty calibration rows cannot tell 48 units apart."""
+    model, rows = trained_model
+    ran = vaeprune("shrink", model, "--data", rows, "--rows", 100, "--budget", 1.5, "--dry-run", "--json")
     assert ran.code == 0
-    assert ran.json["removed_channels"] > 0
     skipped = [note for note in ran.json["notes"] if "not fitted anew" in note]
     assert skipped, ran.json["notes"]
     told = re.compile(r"\S+\.weight: not fitted anew, \d+ rows are too few for \d+ inputs")

@@ -443,7 +443,7 @@ def test_mnist_that_is_neither_there_nor_to_be_had(vaeprune, idle_model, monkeyp
     [
         ("--latent 0", "latent_size: got [0], expected a list of positive whole numbers"),
         ("--latent -3", "latent_size: got [-3]"),
-        ("--latent 1.5", "Invalid value for '--latent': Input should be a valid integer"),
+        ("--latent 1.5", "--latent: got '1.5', expected a whole number or auto"),
         ("--hidden 0", "encoder_widths: got (0,)"),
         ("--hidden 16,-2", "encoder_widths: got (16, -2)"),
         ("--hidden wide", "--hidden: got 'wide', expected whole numbers with commas between"),
@@ -494,7 +494,7 @@ def test_network_too_large_for_any_memory(refused):
     [
         (["train"], "--out: is missing; name the model folder to write"),
         (["train", "--out", "new"], "--data: is missing; name the data to train on, like --data tiles"),
-        (["analyze"], "Missing argument 'MODEL'"),
+        (["analyze"], "Missing argument 'MODEL...'"),
         (["analyze", "m"], "Missing option '--data'"),
         (["encode", "m", "--data", "tiles"], "Missing option '--out'"),
         (["export", "m"], "Missing option '--out'"),

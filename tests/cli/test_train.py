@@ -256,11 +256,11 @@ def interrupting(step: int):
     """Press Ctrl-C within that minibatch."""
     count, compute = [0], Objective.__call__
 
-    def press(self, *arguments):
+    def press(self, *arguments, **named):
         count[0] += 1
         if count[0] == step:
             raise KeyboardInterrupt
-        return compute(self, *arguments)
+        return compute(self, *arguments, **named)
 
     return patch.object(Objective, "__call__", press)
 

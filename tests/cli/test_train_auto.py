@@ -18,8 +18,8 @@ from vaeprune.training.objective import Objective
 
 # the options of linear_rows.linear_recipe
 NETWORK = ("--hidden", "24,16", "--likelihood", "gaussian", "--scale", 0.5, "--learning-rate", 0.01)
-LINEAR = (*NETWORK, "--batch-size", 32, "--epochs", 80)
-BATCHES = 12  # of 32 in the 60% of 600 rows
+LINEAR = (*NETWORK, "--batch-size", 96, "--epochs", 80)
+BATCHES = 13  # of 96 in the 60% of 2,000 rows
 
 
 @pytest.fixture(scope="session")
@@ -38,11 +38,11 @@ def interrupting(step: int):
     """Press Ctrl-C within that minibatch."""
     count, compute = [0], Objective.__call__
 
-    def press(self, *arguments):
+    def press(self, *arguments, **named):
         count[0] += 1
         if count[0] == step:
             raise KeyboardInterrupt
-        return compute(self, *arguments)
+        return compute(self, *arguments, **named)
 
     return patch.object(Objective, "__call__", press)
 

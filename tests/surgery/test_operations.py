@@ -43,7 +43,7 @@ def test_in_place_operations_neither_break_the_trace_nor_the_values() -> None:
     small, kept = vaeprune.cut(model, plan), [0, 2, 4]
     with torch.no_grad():
         for old, new in zip(model.encode(x), small.encode(x), strict=True):
-            assert torch.equal(old[:, kept], new)
+            torch.testing.assert_close(old[:, kept], new, rtol=0, atol=1e-14)  # products differ in their last bit
         z = torch.randn(50, 5, dtype=torch.float64)
         for removal in plan.removals:
             z[:, removal.latent] = removal.constant

@@ -70,7 +70,12 @@ class Case:
 
     @property
     def floor(self) -> tuple[float, int] | None:
-        """The KL at which several latents stand that have the least of it, and how many: free bits leave them there."""
+        """The KL at which several latents stand that have the least of it, and how many: free bits leave them there.
+
+        Latents that are used alike have about as much KL, too; but then the KL weighs what it should.
+        """
+        if self.expected is not None and self.near(self.expected):
+            return None
         least = min(latent.kl for latent in self.latents)
         at = sum(latent.kl < 1.03 * least for latent in self.latents)
         return (least, at) if least > _SOME_KL and at >= max(3, len(self.latents) / 3) else None
