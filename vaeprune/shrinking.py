@@ -188,6 +188,11 @@ def _planned(
         remove=wanted.remove,
         progress=progress,
     )
+    if diagnosed and wanted.scope != "latents":
+        made.notes.append(
+            f"hidden channels stay: the advice is to {analysis.advice.action}, and a network that has to be trained again "
+            "is not worth cutting; a budget, or latents to remove, overrule that"
+        )
     plan = made.exact
     if wanted.budget is not None:
         plan = deepest_within(made, wanted.budget, wanted.aim, wanted.factorize, recovery, progress)
