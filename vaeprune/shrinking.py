@@ -34,7 +34,6 @@ from vaeprune.surgery.spending import Aim
 from vaeprune.verification import verify
 
 EVIDENCE = "evidence.json"
-_DIAGNOSES = ("retrain", "refuse")  # a network that is to be trained again is not worth cutting
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,8 @@ def _planned(
     vae: Own, sets: DataSets, analysis: Analysis, wanted: Wanted, recovery: Recovery | None, progress: Progress | None
 ) -> Shrunk:
     """The plan for what is wanted, with what was learned on the way."""
-    diagnosed = analysis.advice.action in _DIAGNOSES and not wanted.remove and wanted.budget is None
+    collapsed = len(analysis.indices("inactive")) == analysis.latent_size
+    diagnosed = (collapsed or analysis.advice.action == "refuse") and not wanted.remove and wanted.budget is None
     made = planner(
         vae,
         sets,
