@@ -190,8 +190,8 @@ def _planned(
     )
     if diagnosed and wanted.scope != "latents":
         made.notes.append(
-            f"hidden channels stay: the advice is to {analysis.advice.action}, and what must be trained again is not worth "
-            "cutting; a budget, or latents to remove, overrule that"
+            f"hidden channels stay: the advice is to {analysis.advice.action}, and what must be trained again is not "
+            "worth cutting; a budget, or latents to remove, overrule that"
         )
     plan = made.exact
     if wanted.budget is not None:
