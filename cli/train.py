@@ -124,44 +124,44 @@ def train(
         "trace_every": trace_every, "seed": seed, "rows": rows,
     }  # fmt: skip
     given = {k: v.value if isinstance(v, Enum) else v for k, v in wished.items() if v is not None}
-    torch_device = o.torch_device(device)
-    if latent == AUTO:
-        if data is None:
-            raise UsageError("--data: is missing", "name the data to train on, like --data tiles")
-        again = ["--device", device.value, *(["--data-dir", str(data_dir)] if data_dir else [])]
-        return train_auto(
-            training_run.Recipe(**given), out, 1 if seeds is None else seeds, again, json, quiet,
-            folder=data_dir, device=torch_device, keep_state=keep_state, force=force, go_on=resume,
-        )  # fmt: skip
-    if seeds is not None:
+    how: dict[str, Any] = {"folder": data_dir, "device": o.torch_device(device), "keep_state": keep_state}
+    again = ["--device", device.value, *(["--data-dir", str(data_dir)] if data_dir else [])]
+    if seeds is not None and latent != AUTO:
         raise UsageError("--seeds: goes with --latent auto", "train several seeds one by one with --seed")
+    if data is None and not (resume and latent != AUTO):
+        raise UsageError("--data: is missing", "name the data to train on, like --data tiles")
+    if latent == AUTO:
+        recipe, repeats = training_run.Recipe(**given), 1 if seeds is None else seeds
+        return train_auto(recipe, out, repeats, again, json, quiet, **how, force=force, go_on=resume)
+    again += ["--data", data] if data and ":" in data else []
+    again += ["--epochs", str(epochs)] if resume and epochs else []
+    _report(_trained(given, out, resume, force, again, quiet or json, how), out, json)
+    return 0
+
+
+def _trained(
+    given: dict[str, Any], out: Path, resume: bool, force: bool, again: list[str], quiet: bool, how: dict[str, Any]
+) -> Trained:
+    """Train or go on, with progress. `again`: options that a repeated command needs, said on Ctrl-C."""
+    from vaeprune import training_run
+
     finished: list[int] = []
     try:
-        with training_display(quiet or json) as display:
+        with training_display(quiet) as display:
 
             def on_epoch(trained: Trained) -> None:
                 finished.append(len(trained.history.epochs))
                 display.on_epoch(trained)
 
-            shared: dict[str, Any] = {"folder": data_dir, "device": torch_device, "keep_state": keep_state}
-            shared |= {"on_step": display.on_step, "on_epoch": on_epoch}
+            how |= {"on_step": display.on_step, "on_epoch": on_epoch}
             if resume:
-                trained = training_run.resume(out, given, **shared)
-            elif data is None:
-                raise UsageError("--data: is missing", "name the data to train on, like --data tiles")
-            else:
-                recipe = training_run.Recipe(**given)
-                trained = training_run.run(recipe, out, **shared, force=force)
+                return training_run.resume(out, given, **how)
+            return training_run.run(training_run.Recipe(**given), out, **how, force=force)
     except KeyboardInterrupt:
         if finished or resume:
-            again = ["vaeprune", "train", "--resume", "--out", str(out), "--device", device.value]
-            again += ["--data-dir", str(data_dir)] if data_dir else []
-            again += ["--data", data] if data and ":" in data else []
-            again += ["--epochs", str(epochs)] if resume and epochs else []
-            note(f"{out} holds the last finished epoch; go on with: {shlex.join(again)}")
+            words = ["vaeprune", "train", "--resume", "--out", str(out), *again]
+            note(f"{out} holds the last finished epoch; go on with: {shlex.join(words)}")
         raise
-    _report(trained, out, json)
-    return 0
 
 
 def _size(latent: str | None) -> int | None:

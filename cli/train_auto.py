@@ -41,19 +41,16 @@ def train_auto(recipe: Recipe, out: Path, seeds: int, again: list[str], json: bo
             found = search_latent_size(recipe, out, seeds=seeds, watch=watch, **shared)
     except VerificationFailed as error:
         note(f"vaeprune: {error}")
-        kept = f"nothing was written to {out}; the oversized networks stay in {oversized_folder(out)}"
         if json:
             print_json({"out": None, "trainings": [t.to_json() for t in path], "evidence": error.evidence.to_json()})
-        else:
-            _print_path(path)
-            print_evidence(error.evidence)
-            show(kept)
+            return 1
+        _print_path(path)
+        print_evidence(error.evidence)
+        show(f"nothing was written to {out}; the oversized networks stay in {oversized_folder(out)}")
         return 1
     except KeyboardInterrupt:
         if epochs or path:
-            words = shlex.split(recipe.command(str(out)))
-            words[words.index("--latent") + 1] = "auto"
-            words += [*(["--seeds", str(seeds)] if seeds > 1 else []), *again, "--resume"]
+            words = _words(recipe, out, seeds, again)
             note(f"{oversized_folder(out)} holds the finished epochs; go on with: {shlex.join(words)}")
         raise
     for line in found.notes:
@@ -63,6 +60,13 @@ def train_auto(recipe: Recipe, out: Path, seeds: int, again: list[str], json: bo
     else:
         _print(found, oversized_folder(out), recipe.data)
     return 0
+
+
+def _words(recipe: Recipe, out: Path, seeds: int, again: list[str]) -> list[str]:
+    """The command that goes on with the search."""
+    words = shlex.split(recipe.command(str(out)))
+    words[words.index("--latent") + 1] = "auto"
+    return [*words, *(["--seeds", str(seeds)] if seeds > 1 else []), *again, "--resume"]
 
 
 def _entry(found: LatentSearch) -> dict[str, Any]:
