@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vaeprune.errors import UsageError
+
 from . import options as o
 from .compare_counts import compare_counts
 from .groups import takes
@@ -46,6 +48,8 @@ def analyze(
     stated = None if objective is None else StatedObjective.parse(objective)
     sets = rows.open(input_range=reading.input_range)
     if len(models) > 1:
+        if criteria or objective is not None:
+            raise UsageError("--criteria, --objective: go with one MODEL", "analyze the models one by one")
         compare_counts(models, sets, reading, limits, device, json, quiet)
         return
     (model,) = models

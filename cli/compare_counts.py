@@ -27,7 +27,7 @@ def compare_counts(
         print_json(_entry(counts, analyses, sets.name))
     else:
         show(f"{len(models)} models on {sets.name}, {analyses[0].n_samples:,} rows")
-        _print(counts)
+        _print(counts, analyses)
 
 
 def _analyzed(
@@ -55,15 +55,20 @@ def _entry(counts: LatentCounts, analyses: list[Analysis], data: str) -> dict[st
     return {"data": data, "models": models, **spread, "kl": found["kl"]}
 
 
-def _print(counts: LatentCounts) -> None:
+def _print(counts: LatentCounts, analyses: list[Analysis]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
     table.add_column("model")
     for name in ("latents", "active", "inactive", "mixed", "KL nats"):
         table.add_column(name, justify="right")
-    for count in counts.models:
+    table.add_column("advice")
+    for count, analysis in zip(counts.models, analyses, strict=True):
         numbers = (count.latent_size, count.active, count.inactive, count.mixed)
-        table.add_row(count.model, *map(str, numbers), f"{count.kl:.2f}")
+        table.add_row(count.model, *map(str, numbers), f"{count.kl:.2f}", analysis.advice.action)
     stdout().print(table)
+    if any(latent.ablation_cost is None for analysis in analyses for latent in analysis.latents):
+        show("counts are provisional: the decoder was not tried on all latents")
+    if any(analysis.advice.action in ("retrain", "refuse") for analysis in analyses):
+        show("what is to be trained again has no count to rely on: analyze it alone to see why")
     show(f"\nactive: {counts.spread('active')}; mixed: {counts.spread('mixed')}; KL nats: {counts.spread('kl'):.2f}")

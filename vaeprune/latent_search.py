@@ -223,8 +223,9 @@ class _Search:
             )
         if best.settled is None:
             notes.append(
-                f"the number of latents in use had not stayed the same for {self.patience} epochs when training ended, "
-                "and may end elsewhere: go on with --resume and more --epochs"
+                f"the number of latents in use had not stayed the same for long enough ({self.patience} epochs at this "
+                "learning rate and number of rows) when training ended, and may end elsewhere: give the same command "
+                "again with --resume and more --epochs"
             )
         return tuple(notes)
 

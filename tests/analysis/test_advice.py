@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from vaeprune.analysis import Latent
@@ -26,6 +28,16 @@ def test_some_inactive_latents_call_for_a_cut_to_the_others(active: int, inactiv
         f"{inactive} of {active + inactive} latents are inactive; when training from scratch take {fresh}, since an "
         "idle latent or two is the sign that there are enough",
     )
+
+
+def test_what_the_encoder_alone_calls_inactive_is_provisional() -> None:
+    found = latents(active=3, inactive=1)
+    tried = [dataclasses.replace(latent, ablation_cost=0.0) for latent in found]
+    untried = [dataclasses.replace(latent, ablation_cost=None) for latent in found]
+    assert advise(untried, {}).reason.endswith(
+        "; provisional, since the decoder was not tried: a cut may fail its checks"
+    )
+    assert "provisional" not in advise(tried, {}).reason
 
 
 def test_mixed_latents_are_kept_when_the_inactive_go() -> None:

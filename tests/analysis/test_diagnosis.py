@@ -17,8 +17,10 @@ from vaeprune.analysis import Analysis, analyze
 from vaeprune.analysis.case import Case
 from vaeprune.analysis.causes import CAUSES
 from vaeprune.analysis.diagnosis import Diagnosis, diagnose, observe
+from vaeprune.analysis.effective_beta import EffectiveBeta, Ratio
 from vaeprune.analysis.settled import recorded_weights
 from vaeprune.analysis.stated_objective import StatedObjective
+from vaeprune.analysis.structure import Structure
 from vaeprune.data import as_data
 from vaeprune.training import History
 from vaeprune.training.history import Epoch
@@ -302,3 +304,16 @@ def test_latents_that_are_used_alike_are_no_floor() -> None:
     least, *others = sorted(latent.kl for latent in found.latents)
     assert others[1] < 1.03 * least
     assert found.diagnosis.symptoms == ()
+
+
+def test_what_is_left_of_a_collapsed_posterior_tells_no_weight() -> None:
+    """Residue of some KL of 1e-5 nats, though its ratio may look certain; averaging over pixels stays among the causes."""
+    found = analysis("pixel mean")
+    assert sum(latent.kl for latent in found.latents) < 1e-2
+    certain = Ratio(5e3, (2.8e3, 7.9e3))
+    symptoms = observe(state("pixel mean"), as_data(factors()).calibrate).symptoms
+    assert symptoms is not None
+    seen = dataclasses.replace(symptoms, beta=EffectiveBeta(certain, certain, (certain,) * LATENTS))
+    told = diagnose(Case(found.latents, state("pixel mean").likelihood, Structure(), seen))
+    assert told.effective_beta is None
+    assert "pixel-mean" in {finding.cause for finding in told.findings}

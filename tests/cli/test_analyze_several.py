@@ -31,16 +31,29 @@ def test_table_has_a_line_for_each_model_and_the_range(vaeprune, idle_model, bus
     assert (ran.code, ran.err) == (0, "")
     title, header, *lines = ran.out.splitlines()
     assert title == f"2 models on {rows}, {each[0]['n_samples']} rows"
-    assert header.split() == ["model", "latents", "active", "inactive", "mixed", "KL", "nats"]
+    assert header.split() == ["model", "latents", "active", "inactive", "mixed", "KL", "nats", "advice"]
     for line, model, alone in zip(lines, (idle_model, busy_model), each, strict=False):
         kl = sum(latent["kl"] for latent in alone["latents"])
         numbers = [str(alone[name]) for name in ("latent_size", *NAMES)]
-        assert line.split() == [str(model), *numbers, f"{kl:.2f}"]
+        assert line.split() == [str(model), *numbers, f"{kl:.2f}", alone["advice"]["action"]]
     active = sorted(alone["n_active"] for alone in each)
     if active[0] != active[1]:
         assert lines[-1].startswith(f"active: {active[0]} to {active[1]}, mean ")
     else:
         assert lines[-1].startswith(f"active: {active[0]}; mixed: ")
+
+
+def test_counts_without_the_decoder_are_said_to_be_provisional(vaeprune, idle_model, busy_model, rows):
+    said = "counts are provisional: the decoder was not tried on all latents"
+    for options, told in (((), False), (("--ablate", "none"), True)):
+        ran = vaeprune("analyze", idle_model, busy_model, "--data", rows, *options)
+        assert (said in ran.out.splitlines()) == told
+
+
+@pytest.mark.parametrize("option", [("--criteria",), ("--objective", "elbo")], ids=["criteria", "objective"])
+def test_what_is_shown_for_one_model_is_refused_for_several(idle_model, busy_model, rows, refused, option):
+    told = ["--criteria, --objective: go with one MODEL; analyze the models one by one"]
+    refused("analyze", idle_model, busy_model, "--data", rows, *option, told=told)
 
 
 def test_a_model_that_cannot_be_read_is_named(idle_model, rows, refused):

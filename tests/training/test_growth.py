@@ -72,7 +72,7 @@ def test_a_damaged_growth_is_refused(entry: object) -> None:
 
 
 def test_what_came_alive_counts_new_latents_alone() -> None:
-    last = Epoch(12, 1.0, 1.0, 0.0, (0.0, 1.0, 0.9, 0.001, 0.001), (1.0, 0.1, 0.1, 0.99, 0.5))
+    last = Epoch(12, 1.0, 1.0, 0.0, (0.0, 1.0, 0.9, 0.04, 0.001), (1.0, 0.1, 0.1, 0.96, 0.5))
     training = {"grown": [dataclasses.asdict(GROWTH)]}
     found = came_alive(training, last)
     assert found == CameAlive(new=3, alive=2, weight=1.0)

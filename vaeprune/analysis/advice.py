@@ -58,7 +58,7 @@ def advise(
         return Advice(
             "shrink", kept,
             f"{count['inactive']} of {size} latents are inactive; when training from scratch take {fresh}, since an "
-            f"idle latent or two is the sign that there are enough{moving}{beside}",
+            f"idle latent or two is the sign that there are enough{moving}{beside}{_untried(latents)}",
         )  # fmt: skip
     if provenance.get("shrunk"):
         return Advice("keep", size, f"this model was shrunk before and nothing in it is idle{beside}")
@@ -80,6 +80,13 @@ def advise(
         f"all {size} latents are active, so {size} is only a lower bound on what the data can use: try {wider}"
         f"{moving}{beside}",
     )  # fmt: skip
+
+
+def _untried(latents: Sequence[Latent]) -> str:
+    """That the decoder had no say in what is called inactive."""
+    if all(la.ablation_cost is not None for la in latents if la.verdict == "inactive"):
+        return ""
+    return "; provisional, since the decoder was not tried: a cut may fail its checks"
 
 
 def _named(findings: Sequence[Finding], size: int) -> Advice:

@@ -20,6 +20,7 @@ from vaeprune.training.history import History
 
 LAW = (0.5, 2.0)  # a network of 25 epochs, some nats away from rest, has 1.48
 _SOME_KL = 0.02  # nats: above what an idle latent has
+_TOLD_BY = 1e-2  # nats in all: a posterior that has collapsed further holds residue of its training, and no weight
 ALIKE = math.log(1.35)  # a measured weight and the one a cause predicts
 
 
@@ -94,6 +95,8 @@ class Case:
     def beta(self) -> Ratio | None:
         """The measured weight, where rows were enough to tell and the network is not one that has not come to rest."""
         if self.structure.untouched or (self.collapsed and self.symptoms and self.symptoms.worse_than_constant):
+            return None
+        if self.collapsed and sum(latent.kl for latent in self.latents) < _TOLD_BY:
             return None
         both = self.symptoms.beta if self.symptoms else None
         if both is None or not both.by_variance.known or both.by_variance.value <= 0:

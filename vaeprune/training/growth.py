@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vaeprune.errors import TrainingError
+from vaeprune.posterior import INACTIVE_POSTERIOR_VARIANCE
 from vaeprune.training.history import Epoch
 
 
@@ -78,12 +79,13 @@ class CameAlive:
 def came_alive(training: Mapping[str, Any] | None, last: Epoch) -> CameAlive | None:
     """How many latents of the last growth that a training records are alive after the epoch `last`; None if none.
 
-    Alive is what is not inactive: a variance of at least 0.01, or a posterior variance of at most 0.8.
+    Alive is what has left the prior behind: a mean posterior variance of at most 0.8. Means that move alone are not
+    enough, since `grow` gives the new ones a variance of 1 to start with.
     """
     grown = (training or {}).get("grown")
     if not grown:
         return None
     growth = Growth.from_json(grown[-1])
     new = len(last.variance) - growth.latents
-    idle = [i for i in last.inactive if i >= growth.latents]
-    return CameAlive(new, new - len(idle), growth.weight(last.epoch))
+    alive = sum(value <= INACTIVE_POSTERIOR_VARIANCE for value in last.posterior_variance[growth.latents :])
+    return CameAlive(new, alive, growth.weight(last.epoch))
