@@ -307,7 +307,7 @@ def test_latents_that_are_used_alike_are_no_floor() -> None:
 
 
 def test_what_is_left_of_a_collapsed_posterior_tells_no_weight() -> None:
-    """Residue of some KL of 1e-5 nats, though its ratio may look certain; averaging over pixels stays among the causes."""
+    """1e-5 nats of KL are residue, though its ratio may look certain; averaging over pixels stays among the causes."""
     found = analysis("pixel mean")
     assert sum(latent.kl for latent in found.latents) < 1e-2
     certain = Ratio(5e3, (2.8e3, 7.9e3))
