@@ -230,7 +230,7 @@ def test_training_too_short_to_settle_says_so(shelf, tmp_path):
     (only,) = found.trainings
     assert (only.epochs, only.settled) == (6, None)
     assert (only.decision, only.reason) == ("keep", "all in use, but that has not settled within 6 epochs")
-    assert [note for note in found.notes if "go on with --resume and more --epochs" in note]
+    assert [note for note in found.notes if "give the same command again with --resume and more --epochs" in note]
 
 
 # --- settings that make no sense
