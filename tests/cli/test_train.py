@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vaeprune.cli.__main__ import run
 
+from interrupting import interrupting
 from vaeprune import training_run
 from vaeprune.errors import TrainingError
 from vaeprune.storage import read_tensors
-from vaeprune.training.objective import Objective
 from vaeprune.training_run import Recipe
 
 FILES = {"README.md", "config.json", "history.json", "model.safetensors", "training_state.safetensors"}
@@ -250,19 +250,6 @@ def test_resuming_from_a_damaged_state_is_refused(training, copied, refused):
 
 
 # --- Ctrl-C
-
-
-def interrupting(step: int):
-    """Press Ctrl-C within that minibatch."""
-    count, compute = [0], Objective.__call__
-
-    def press(self, *arguments, **named):
-        count[0] += 1
-        if count[0] == step:
-            raise KeyboardInterrupt
-        return compute(self, *arguments, **named)
-
-    return patch.object(Objective, "__call__", press)
 
 
 def test_ctrl_c_keeps_the_last_finished_epoch_and_resume_completes_it(vaeprune, rows, desk):

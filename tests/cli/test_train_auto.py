@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 
+from interrupting import interrupting
 from linear_rows import linear_rows
 from vaeprune import load
 from vaeprune.evidence import Gate
@@ -32,19 +33,6 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def auto(linear: Path, out: str, *more: object) -> tuple[object, ...]:
     return ("train", "--data", linear, *LINEAR, "--latent", "auto", "--out", out, *more)
-
-
-def interrupting(step: int):
-    """Press Ctrl-C within that minibatch."""
-    count, compute = [0], Objective.__call__
-
-    def press(self, *arguments, **named):
-        count[0] += 1
-        if count[0] == step:
-            raise KeyboardInterrupt
-        return compute(self, *arguments, **named)
-
-    return patch.object(Objective, "__call__", press)
 
 
 def test_prints_the_path_the_sizes_and_the_evidence(vaeprune, linear):
