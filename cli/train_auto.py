@@ -41,12 +41,7 @@ def train_auto(recipe: Recipe, out: Path, seeds: int, again: list[str], json: bo
             found = search_latent_size(recipe, out, seeds=seeds, watch=watch, **shared)
     except VerificationFailed as error:
         note(f"vaeprune: {error}")
-        if json:
-            print_json({"out": None, "trainings": [t.to_json() for t in path], "evidence": error.evidence.to_json()})
-            return 1
-        _print_path(path)
-        print_evidence(error.evidence)
-        show(f"nothing was written to {out}; the oversized networks stay in {oversized_folder(out)}")
+        _print_failed(path, error, out, json)
         return 1
     except KeyboardInterrupt:
         if epochs or path:
@@ -60,6 +55,17 @@ def train_auto(recipe: Recipe, out: Path, seeds: int, again: list[str], json: bo
     else:
         _print(found, oversized_folder(out), recipe.data)
     return 0
+
+
+def _print_failed(path: list[Oversized], error: VerificationFailed, out: Path, json: bool) -> None:
+    from vaeprune.latent_search import oversized_folder
+
+    if json:
+        print_json({"out": None, "trainings": [t.to_json() for t in path], "evidence": error.evidence.to_json()})
+        return
+    _print_path(path)
+    print_evidence(error.evidence)
+    show(f"nothing was written to {out}; the oversized networks stay in {oversized_folder(out)}")
 
 
 def _words(recipe: Recipe, out: Path, seeds: int, again: list[str]) -> list[str]:
