@@ -33,7 +33,7 @@ bench: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "vaeprune needs Python 3.10 or newer; name one with PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) --constraint constraints.txt --editable '.[dev,foreign]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INDEX) --constraint constraints.txt --editable '.[dev,foreign,serve]'
 	touch $(STAMP)
 
 clean:
