@@ -1,7 +1,7 @@
 """`train --latent auto` on MNIST and tiles beside three oversized trainings, and beside the time of a grid.
 
 Asked for: the result ends inside the range of counts that three independent oversized trainings give, at well under the
-time of a grid over {2, 4, 8, 16, 32, 64}. The search has a seed of its own. Times are CPU seconds of one process: an
+time of a grid over {2, 4, 8, 16, 32, 64}. The search has seeds of its own. Times are CPU seconds of one process: an
 epoch is measured at every size, a training costs its epochs, and the search also its analysis, shrink and verification.
 What a grid would need to judge its six networks is left out, in its favour.
 """
@@ -17,7 +17,8 @@ from benchmarks.trained_networks import TRAINED_HERE
 from vaeprune.data import MemoryRows, open_data, training_images
 from vaeprune.errors import DataError
 from vaeprune.latent_counts import Spread
-from vaeprune.latent_search import Watch, oversized_folder, search_latent_size
+from vaeprune.latent_search import oversized_folder, search_latent_size
+from vaeprune.oversized import Watch
 from vaeprune.search_path import LatentSearch
 from vaeprune.training import train
 from vaeprune.training_run import Recipe

@@ -72,7 +72,11 @@ def train(
         ),
     ] = None,
     seeds: Annotated[
-        int | None, typer.Option("--seeds", metavar="K", help="With --latent auto: from K seeds, and say the range.")
+        int | None, typer.Option("--seeds", metavar="K", help="With --latent auto: search K times, and say the range.")
+    ] = None,
+    starts: Annotated[
+        int | None,
+        typer.Option("--starts", metavar="N", help="With --latent auto: begin N seeds, finish the best. [default: 3]"),
     ] = None,
     likelihood: Annotated[Kind | None, typer.Option("--likelihood", help="[default: bernoulli]")] = None,
     scale: Annotated[
@@ -126,13 +130,16 @@ def train(
     given = {k: v.value if isinstance(v, Enum) else v for k, v in wished.items() if v is not None}
     how: dict[str, Any] = {"folder": data_dir, "device": o.torch_device(device), "keep_state": keep_state}
     again = ["--device", device.value, *(["--data-dir", str(data_dir)] if data_dir else [])]
-    if seeds is not None and latent != AUTO:
-        raise UsageError("--seeds: goes with --latent auto", "train several seeds one by one with --seed")
+    repeats = {name: count for name, count in (("seeds", seeds), ("starts", starts)) if count is not None}
+    if repeats and latent != AUTO:
+        option = next(iter(repeats))
+        raise UsageError(f"--{option}: goes with --latent auto", "train several seeds one by one with --seed")
     if data is None and not (resume and latent != AUTO):
         raise UsageError("--data: is missing", "name the data to train on, like --data tiles")
     if latent == AUTO:
-        recipe, repeats = training_run.Recipe(**given), 1 if seeds is None else seeds
-        return train_auto(recipe, out, repeats, again, json, quiet, **how, force=force, go_on=resume)
+        again += [word for name, count in repeats.items() for word in (f"--{name}", str(count))]
+        how |= repeats | {"force": force, "go_on": resume}
+        return train_auto(training_run.Recipe(**given), out, again, json, quiet, **how)
     again += ["--data", data] if data and ":" in data else []
     again += ["--epochs", str(epochs)] if resume and epochs else []
     _report(_trained(given, out, resume, force, again, quiet or json, how), out, json)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from vaeprune.training_run import Recipe
 
 
-def train_auto(recipe: Recipe, out: Path, seeds: int, again: list[str], json: bool, quiet: bool, **shared: Any) -> int:
+def train_auto(recipe: Recipe, out: Path, again: list[str], json: bool, quiet: bool, **shared: Any) -> int:
     """Search, print the path and the evidence; returns the exit code. `again`: options a repeated command needs."""
-    from vaeprune.latent_search import Watch, oversized_folder, search_latent_size
+    from vaeprune.latent_search import oversized_folder, search_latent_size
+    from vaeprune.oversized import Watch
 
     path: list[Oversized] = []
     epochs: list[int] = []
@@ -38,14 +39,14 @@ def train_auto(recipe: Recipe, out: Path, seeds: int, again: list[str], json: bo
                 on_start=lambda size, seed: display.say(f"{size} latents, seed {seed}"),
                 on_step=display.on_step, on_epoch=on_epoch, on_judged=on_judged, progress=display.report,
             )  # fmt: skip
-            found = search_latent_size(recipe, out, seeds=seeds, watch=watch, **shared)
+            found = search_latent_size(recipe, out, watch=watch, **shared)
     except VerificationFailed as error:
         note(f"vaeprune: {error}")
         _print_failed(path, error, out, json)
         return 1
     except KeyboardInterrupt:
         if epochs or path:
-            words = _words(recipe, out, seeds, again)
+            words = _words(recipe, out, again)
             note(f"{oversized_folder(out)} holds the finished epochs; go on with: {shlex.join(words)}")
         raise
     for line in found.notes:
@@ -68,11 +69,11 @@ def _print_failed(path: list[Oversized], error: VerificationFailed, out: Path, j
     show(f"nothing was written to {out}; the oversized networks stay in {oversized_folder(out)}")
 
 
-def _words(recipe: Recipe, out: Path, seeds: int, again: list[str]) -> list[str]:
+def _words(recipe: Recipe, out: Path, again: list[str]) -> list[str]:
     """The command that goes on with the search."""
     words = shlex.split(recipe.command(str(out)))
     words[words.index("--latent") + 1] = "auto"
-    return [*words, *(["--seeds", str(seeds)] if seeds > 1 else []), *again, "--resume"]
+    return [*words, *again, "--resume"]
 
 
 def _entry(found: LatentSearch) -> dict[str, Any]:

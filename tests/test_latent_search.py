@@ -15,8 +15,9 @@ from linear_rows import linear_recipe, linear_rows
 from vaeprune import Evidence, load
 from vaeprune.data import open_data
 from vaeprune.errors import DataError, StorageError, TrainingError, UsageError
-from vaeprune.latent_search import Watch, held_out_loss, oversized_folder, search_latent_size
+from vaeprune.latent_search import oversized_folder, search_latent_size
 from vaeprune.model_folder import read_model_folder
+from vaeprune.oversized import Watch, held_out_loss
 from vaeprune.search_path import LatentSearch, in_use
 from vaeprune.storage import read_tensors
 from vaeprune.training import Trained
@@ -40,13 +41,13 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(shelf: Path) -> LatentSearch:
     """Two seeds on rows of two directions."""
-    return search_latent_size(linear_recipe(str(shelf / "two.npy")), shelf / "two", seeds=2)
+    return search_latent_size(linear_recipe(str(shelf / "two.npy")), shelf / "two", seeds=2, starts=1)
 
 
 @pytest.fixture(scope="module")
 def doubled(shelf: Path) -> LatentSearch:
     """A search whose start size is too small."""
-    return search_latent_size(linear_recipe(str(shelf / "hidden.npy"), scale=0.1), shelf / "hidden")
+    return search_latent_size(linear_recipe(str(shelf / "hidden.npy"), scale=0.1), shelf / "hidden", starts=1)
 
 
 def bits(folder: Path) -> dict[str, bytes]:
@@ -73,7 +74,7 @@ def test_each_seed_finds_the_number_of_useful_directions(two):
     assert [(t.seed, t.latent_size, t.decision) for t in two.trainings] == [(0, 3, "shrink"), (1, 3, "shrink")]
     assert [t.count.active for t in two.trainings] == [2, 2]
     assert two.latent_size == 2
-    assert two.reason.startswith("active latents: 2, over 2 seeds; seed ")
+    assert two.reason.startswith("active latents: 2, over 2 searches; seed ")
 
 
 def test_result_is_the_shrunk_network_with_its_evidence(two):
@@ -117,6 +118,60 @@ def test_training_with_nothing_idle_is_given_up_once_that_has_settled(doubled):
     assert {in_use(epoch) for epoch in known.history.epochs[first.settled - 1 :]} == {2}
 
 
+# --- the best of several starts
+
+
+@pytest.fixture(scope="module")
+def best_of_three(shelf: Path) -> LatentSearch:
+    """Two repetitions of three seeds."""
+    return search_latent_size(linear_recipe(str(shelf / "two.npy")), shelf / "best", seeds=2)
+
+
+def test_of_three_seeds_only_the_one_with_the_lowest_loss_is_trained_to_the_end(best_of_three):
+    assert len(best_of_three.trainings) == 6
+    for seeds, three in ((range(3), best_of_three.trainings[:3]), (range(3, 6), best_of_three.trainings[3:])):
+        *poorer, kept = three
+        assert {t.seed for t in three} == set(seeds)
+        assert [(t.decision, t.epochs < 80) for t in poorer] == [("poorer", True)] * 2
+        assert (kept.decision, kept.epochs) == ("shrink", 80)
+        epochs = poorer[0].epochs
+        loss = {t.seed: read_model_folder(Path(t.count.model)).history.epochs[epochs - 1].loss for t in three}
+        assert min(loss, key=loss.get) == kept.seed
+        expected = f"{loss[poorer[1].seed]:.2f} nats per training row in epoch {epochs}, where seed {kept.seed} has "
+        assert poorer[1].reason == expected + f"{loss[kept.seed]:.2f}"
+
+
+def test_only_what_was_trained_to_the_end_is_counted(best_of_three):
+    assert len(best_of_three.finished) == len(best_of_three.counts.models) == 2
+    assert best_of_three.chosen in {t.seed for t in best_of_three.finished}
+
+
+def test_start_that_is_taken_up_again_is_trained_as_if_never_stopped(best_of_three, shelf, tmp_path):
+    kept = best_of_three.finished[0]
+    alone = search_latent_size(linear_recipe(str(shelf / "two.npy"), seed=kept.seed), tmp_path / "alone", starts=1)
+    assert bits(Path(alone.finished[0].count.model)) == bits(Path(kept.count.model))
+
+
+def test_first_seed_alone_is_trained_where_it_leaves_nothing_idle(shelf, tmp_path):
+    found = search_latent_size(linear_recipe(str(shelf / "hidden.npy"), scale=0.1), tmp_path / "hidden")
+    assert [(t.seed, t.decision) for t in found.trainings if t.latent_size == 2] == [(0, "double")]
+    assert {t.seed for t in found.trainings if t.latent_size > 2} == {0, 1, 2}
+
+
+def test_search_interrupted_between_two_starts_goes_on_to_the_same_result(best_of_three, shelf, tmp_path):
+    recipe, out = linear_recipe(str(shelf / "two.npy")), tmp_path / "again"
+    epochs = best_of_three.trainings[0].epochs
+    for epoch in (epochs + 3, 2 * epochs):  # in the second start; in the one that goes on
+        with pytest.raises(KeyboardInterrupt):
+            search_latent_size(
+                recipe, out, go_on=oversized_folder(out).exists(), watch=Watch(on_epoch=Interrupt(epoch))
+            )
+    found = search_latent_size(recipe, out, go_on=True)
+    assert [(t.seed, t.decision, t.reason, t.loss) for t in found.trainings] == [
+        (t.seed, t.decision, t.reason, t.loss) for t in best_of_three.trainings[:3]
+    ]
+
+
 # --- going on
 
 
@@ -126,10 +181,10 @@ def test_interrupted_search_goes_on_to_the_same_result(doubled, shelf, tmp_path)
     for epoch in (first - 2, 5):  # in the first training, then in the second
         with pytest.raises(KeyboardInterrupt):
             search_latent_size(
-                recipe, out, go_on=oversized_folder(out).exists(), watch=Watch(on_epoch=Interrupt(epoch))
+                recipe, out, starts=1, go_on=oversized_folder(out).exists(), watch=Watch(on_epoch=Interrupt(epoch))
             )
         assert not out.exists()
-    found = search_latent_size(recipe, out, go_on=True)
+    found = search_latent_size(recipe, out, starts=1, go_on=True)
     for mine, whole in zip(found.trainings, doubled.trainings, strict=True):
         assert dataclasses.replace(mine, count=whole.count) == whole
         assert bits(Path(mine.count.model)) == bits(Path(whole.count.model))
@@ -142,7 +197,7 @@ def test_finished_search_trains_nothing_when_asked_to_go_on(two, shelf, tmp_path
     shutil.copytree(two.out, out)
     seen: list[Trained] = []
     recipe = linear_recipe(str(shelf / "two.npy"))
-    found = search_latent_size(recipe, out, seeds=2, go_on=True, watch=Watch(on_epoch=seen.append))
+    found = search_latent_size(recipe, out, seeds=2, starts=1, go_on=True, watch=Watch(on_epoch=seen.append))
     assert seen == []
     assert [t.loss for t in found.trainings] == [t.loss for t in two.trainings]
 
@@ -176,7 +231,7 @@ def test_force_replaces_an_earlier_search_and_removes_what_is_left_of_it(two, tm
     stale = oversized_folder(out) / "seed7-latents9"
     shutil.copytree(oversized_folder(two.out) / "seed0-latents3", stale)
     (oversized_folder(out) / "notes.txt").write_text("mine")
-    found = search_latent_size(linear_recipe(str(tmp_path / "x.npy")), out, force=True)
+    found = search_latent_size(linear_recipe(str(tmp_path / "x.npy")), out, starts=1, force=True)
     assert found.latent_size == 1
     left = {p.name for p in oversized_folder(out).iterdir()}
     assert left == {"notes.txt", "search.json", "seed0-latents2"}
@@ -186,7 +241,7 @@ def test_force_replaces_an_earlier_search_and_removes_what_is_left_of_it(two, tm
 
 
 def test_rows_without_structure_give_no_network_and_say_so(shelf, tmp_path):
-    found = search_latent_size(linear_recipe(str(shelf / "none.npy"), scale=1.0), tmp_path / "n")
+    found = search_latent_size(linear_recipe(str(shelf / "none.npy"), scale=1.0), tmp_path / "n", starts=1)
     (only,) = found.trainings
     assert (only.decision, only.count.active) == ("collapsed", 0)
     assert (found.out, found.chosen, found.latent_size) == (None, None, None)
@@ -246,9 +301,10 @@ def test_objectives_without_idle_latents_are_refused(tmp_path, changes, told):
         search_latent_size(linear_recipe("nowhere.npy", **changes), tmp_path / "x")
 
 
-def test_fewer_than_one_seed_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="--seeds: got 0, expected at least 1"):
-        search_latent_size(linear_recipe("nowhere.npy"), tmp_path / "x", seeds=0)
+@pytest.mark.parametrize("count", ["seeds", "starts"])
+def test_fewer_than_one_seed_is_refused(tmp_path, count):
+    with pytest.raises(UsageError, match=f"--{count}: got 0, expected at least 1"):
+        search_latent_size(linear_recipe("nowhere.npy"), tmp_path / "x", **{count: 0})
 
 
 def test_loss_that_explodes_is_said_and_writes_no_result(shelf, tmp_path):

@@ -7,48 +7,25 @@ takes one training for each; and what has been trained is kept, less what is idl
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
-from vaeprune.adapters import batches_for, measuring
-from vaeprune.analysis import Analysis, analyze
-from vaeprune.analysis.analysis import Progress
-from vaeprune.data import DataSets, Rows, open_data, training_images
+from vaeprune.data import DataSets, open_data, training_images
 from vaeprune.data.principal_components import principal_components
 from vaeprune.data.rows import limited_blocks
 from vaeprune.data.sets import open_sources
 from vaeprune.errors import DataError, StorageError, UsageError
-from vaeprune.latent_counts import Count
 from vaeprune.model_folder import CONFIG, ModelFolder, read_model_folder, write_model_folder
-from vaeprune.posterior import VAE, negative_elbo
-from vaeprune.search_path import LARGEST, LatentSearch, Oversized, decide, in_use, patience, settled, start_size
+from vaeprune.oversized import OversizedTrainings, Watch
+from vaeprune.search_path import LatentSearch, Oversized, start_size
 from vaeprune.shrinking import shrink
 from vaeprune.storage import new_file, refuse_existing, refuse_foreign_folder, write_json
-from vaeprune.training import History, Trained
-from vaeprune.training.loop import Step
-from vaeprune.training_run import Recipe, resume, run, trained_card
+from vaeprune.training_run import Recipe, trained_card
 
 PATH = "search.json"
-
-
-@dataclass(frozen=True)
-class Watch:
-    """What to call while a search runs: at the start of a training (size, seed), on its steps and epochs, when it was
-    judged, and with the progress of measuring.
-    """
-
-    on_start: Callable[[int, int], None] = lambda _size, _seed: None
-    on_step: Callable[[Step], None] | None = None
-    on_epoch: Callable[[Trained], None] = lambda _trained: None
-    on_judged: Callable[[Oversized], None] = lambda _training: None
-    progress: Progress | None = None
 
 
 def oversized_folder(out: Path) -> Path:
@@ -61,6 +38,7 @@ def search_latent_size(
     out: str | Path,
     *,
     seeds: int = 1,
+    starts: int = 3,
     folder: Path | None = None,
     device: str = "cpu",
     keep_state: bool = True,
@@ -72,30 +50,29 @@ def search_latent_size(
 
     Trains from scratch at a start size taken from the data. As soon as it has settled that all latents are in use, that
     training is given up for one of twice the size; the last is shrunk into the model folder `out`, as `shrink`
-    does it. `seeds` repeats that with so many seeds from the recipe's on, from the size that was enough before. The
-    oversized networks stay in `oversized_folder(out)`, with the path in `search.json`; `go_on` takes up what an
-    interrupted search left there. Raises UsageError, StorageError or DataError before any training;
-    TrainingError; VerificationFailed, with the oversized networks kept.
+    does it. Of `starts` seeds, from the recipe's on, only the one with the lowest loss is trained to the end. `seeds`
+    repeats all that with further seeds, from the size that was enough before. The oversized networks stay in
+    `oversized_folder(out)`, with the path in `search.json`; `go_on` takes up what an interrupted search left there.
+    Raises UsageError, StorageError or DataError before any training; TrainingError; VerificationFailed, with the
+    oversized networks kept.
     """
     target = Path(out)
-    _refuse(recipe, seeds)
+    _refuse(recipe, seeds, starts)
     _refuse_targets(target, force, go_on)
     sets = _opened(recipe, folder)
     rows = training_images(recipe.data, folder, rows=recipe.rows)
     components = principal_components(rows)
     if not components:
         raise _equal(recipe.data)
-    ceiling = min(math.prod(rows.row_shape), max(1, rows.count - 1), LARGEST)
-    wait = patience(recipe.epochs, math.ceil(rows.count / recipe.batch_size), recipe.learning_rate)
-    job = _Search(
-        recipe, target, sets, ceiling, wait, folder, device, keep_state, force or go_on, go_on, watch or Watch()
-    )
-    size = start_size(components, ceiling)
+    shared = {"data_folder": folder, "device": device, "keep_state": keep_state, "watch": watch or Watch()}
+    shared |= {"force": force or go_on, "go_on": go_on}
+    job = OversizedTrainings.on(rows, recipe, oversized_folder(target), sets, **shared)
+    size = start_size(components, job.ceiling)
     trainings: list[Oversized] = []
-    for seed in range(recipe.seed, recipe.seed + seeds):
-        trainings += job.one_seed(seed, size)
+    for seed in range(recipe.seed, recipe.seed + seeds * starts, starts):
+        trainings += job.from_seeds(range(seed, seed + starts), size)
         size = trainings[-1].latent_size
-    found = job.result(LatentSearch(recipe.data, components, tuple(trainings)))
+    found = _result(LatentSearch(recipe.data, components, tuple(trainings)), job, target)
     if force and not go_on:
         _remove_others(oversized_folder(target), {Path(training.count.model) for training in trainings})
     with new_file(oversized_folder(target) / PATH, force=True) as path:
@@ -103,10 +80,11 @@ def search_latent_size(
     return found
 
 
-def _refuse(recipe: Recipe, seeds: int) -> None:
+def _refuse(recipe: Recipe, seeds: int, starts: int) -> None:
     recipe.options()
-    if seeds < 1:
-        raise UsageError(f"--seeds: got {seeds}, expected at least 1")
+    for option, count in (("--seeds", seeds), ("--starts", starts)):
+        if count < 1:
+            raise UsageError(f"{option}: got {count}, expected at least 1")
     if recipe.kl != "full" or not recipe.sampling or recipe.beta == 0:
         said = f"kl {recipe.kl!r}" if recipe.kl != "full" else "beta 0" if recipe.beta == 0 else "no sampling"
         raise UsageError(
@@ -151,134 +129,50 @@ def _remove_others(trainings: Path, own: set[Path]) -> None:
             shutil.rmtree(child)
 
 
-class _Enough(Exception):
-    """All latents are in use and that has settled: the rest of the epochs would be for nothing."""
+def _result(found: LatentSearch, job: OversizedTrainings, out: Path) -> LatentSearch:
+    """The finished network with the lowest loss, shrunk into the model folder `out`."""
+    usable = [training for training in found.finished if training.decision != "collapsed"]
+    if not usable:
+        return found
+    best = min(usable, key=lambda training: training.loss)
+    source = Path(best.count.model)
+    known = read_model_folder(source)
+    shrunk = shrink(
+        known.vae.to(job.device),
+        job.sets,
+        out,
+        analysis=job.analyses[source],
+        force=job.force,
+        source=str(source),
+        progress=job.watch.progress,
+    )
+    if shrunk.model is None:
+        card = trained_card(known, Recipe.from_json(known.training, str(source)), out)
+        whole = ModelFolder(known.vae, known.training, None, known.history, known.state)
+        write_model_folder(whole, out, card, force=job.force)
+    return dataclasses.replace(
+        found,
+        chosen=best.seed,
+        latent_size=shrunk.latent_size[1],
+        out=out,
+        notes=_notes(best, job),
+        shrunk=shrunk,
+    )
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What all trainings of a search share."""
-
-    recipe: Recipe
-    out: Path
-    sets: DataSets
-    ceiling: int
-    patience: int
-    data_folder: Path | None
-    device: str
-    keep_state: bool
-    force: bool
-    go_on: bool
-    watch: Watch
-    analyses: dict[Path, Analysis] = field(default_factory=dict)
-
-    def one_seed(self, seed: int, size: int) -> Iterator[Oversized]:
-        """Train and double until something is idle, or nothing larger makes sense."""
-        while True:
-            training = self._trained(dataclasses.replace(self.recipe, latent=size, seed=seed))
-            self.watch.on_judged(training)
-            yield training
-            if training.decision != "double":
-                return
-            size = min(2 * size, self.ceiling)
-
-    def result(self, found: LatentSearch) -> LatentSearch:
-        """The finished network with the lowest loss, shrunk into the model folder `out`."""
-        usable = [training for training in found.finished if training.decision != "collapsed"]
-        if not usable:
-            return found
-        best = min(usable, key=lambda training: training.loss)
-        source = Path(best.count.model)
-        known = read_model_folder(source)
-        shrunk = shrink(
-            known.vae.to(self.device),
-            self.sets,
-            self.out,
-            analysis=self.analyses[source],
-            force=self.force,
-            source=str(source),
-            progress=self.watch.progress,
+def _notes(best: Oversized, job: OversizedTrainings) -> tuple[str, ...]:
+    """What limits the answer."""
+    notes = []
+    used = best.count.active + best.count.mixed
+    if job.recipe.architecture == "dense" and used >= min(job.recipe.hidden):
+        notes.append(
+            f"{used} latents are in use and the narrowest hidden layer has {min(job.recipe.hidden)} units: "
+            "the count may be this network's limit, not what the data can use; try wider --hidden"
         )
-        if shrunk.model is None:
-            card = trained_card(known, Recipe.from_json(known.training, str(source)), self.out)
-            whole = ModelFolder(known.vae, known.training, None, known.history, known.state)
-            write_model_folder(whole, self.out, card, force=self.force)
-        return dataclasses.replace(
-            found,
-            chosen=best.seed,
-            latent_size=shrunk.latent_size[1],
-            out=self.out,
-            notes=self._notes(best),
-            shrunk=shrunk,
+    if best.settled is None:
+        notes.append(
+            f"the number of latents in use had not stayed the same for long enough ({job.patience} epochs at this "
+            "learning rate and number of rows) when training ended, and may end elsewhere: give the same command "
+            "again with --resume and more --epochs"
         )
-
-    def _notes(self, best: Oversized) -> tuple[str, ...]:
-        """What limits the answer."""
-        notes = []
-        used = best.count.active + best.count.mixed
-        if self.recipe.architecture == "dense" and used >= min(self.recipe.hidden):
-            notes.append(
-                f"{used} latents are in use and the narrowest hidden layer has {min(self.recipe.hidden)} units: "
-                "the count may be this network's limit, not what the data can use; try wider --hidden"
-            )
-        if best.settled is None:
-            notes.append(
-                f"the number of latents in use had not stayed the same for long enough ({self.patience} epochs at this "
-                "learning rate and number of rows) when training ended, and may end elsewhere: give the same command "
-                "again with --resume and more --epochs"
-            )
-        return tuple(notes)
-
-    def _trained(self, recipe: Recipe) -> Oversized:
-        """One training, judged."""
-        folder = oversized_folder(self.out) / f"seed{recipe.seed}-latents{recipe.latent}"
-        self.watch.on_start(recipe.latent, recipe.seed)
-        self._train(recipe, folder)
-        known = read_model_folder(folder)
-        vae = known.vae.to(self.device)
-        analysis = self.analyses[folder] = analyze(vae, self.sets, progress=self.watch.progress)
-        count, since = Count.of(str(folder), analysis), settled(known.history, self.patience)
-        decision, reason = decide(count, since, len(known.history.epochs), recipe.epochs, self.ceiling)
-        loss = held_out_loss(vae, self.sets.select)
-        return Oversized(recipe.seed, recipe.latent, len(known.history.epochs), loss, since, count, decision, reason)
-
-    def _train(self, recipe: Recipe, folder: Path) -> None:
-        """Make the model folder whole, or go on with what is there."""
-
-        def on_epoch(trained: Trained) -> None:
-            self.watch.on_epoch(trained)
-            if self._enough(trained.history, recipe):
-                raise _Enough
-
-        shared: dict[str, Any] = {"folder": self.data_folder, "device": self.device, "keep_state": self.keep_state}
-        shared |= {"on_step": self.watch.on_step, "on_epoch": on_epoch}
-        try:
-            if not (self.go_on and (folder / CONFIG).is_file()):
-                run(recipe, folder, **shared, force=self.force)
-                return
-            known = read_model_folder(folder)
-            changes = dataclasses.asdict(recipe)
-            Recipe.from_json(known.training, str(folder)).refuse_changes(changes, folder)
-            if len(known.history.epochs) < recipe.epochs and not self._enough(known.history, recipe):
-                resume(folder, changes, **shared)
-        except _Enough:
-            return
-
-    def _enough(self, history: History, recipe: Recipe) -> bool:
-        """Whether the training can be given up for a larger one before its end."""
-        all_in_use = in_use(history.epochs[-1]) == recipe.latent
-        return recipe.latent < self.ceiling and all_in_use and settled(history, self.patience) is not None
-
-
-def held_out_loss(vae: VAE, rows: Rows, seed: int = 0) -> float:
-    """−ELBO averaged over `rows`, with one sample each, in nats per row."""
-    generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros((), dtype=torch.float64)
-    count = 0
-    with measuring(vae):
-        for x, *condition in batches_for(vae, rows):
-            posterior = vae.encode(x, *condition)
-            noise = torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean)
-            total += negative_elbo(vae, x, posterior.sample(noise), posterior, condition).double().sum().cpu()
-            count += len(x)
-    return float(total / count)
+    return tuple(notes)

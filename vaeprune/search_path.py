@@ -18,7 +18,7 @@ _LEAST_PATIENCE = 5
 _IN_USE = 0.5
 _TRAVEL = 4.0  # how far a weight can move meanwhile
 
-Decision = Literal["double", "shrink", "keep", "collapsed"]
+Decision = Literal["poorer", "double", "shrink", "keep", "collapsed"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Oversized:
 
     `loss`: −ELBO of the select rows, which no weight was trained on, after `epochs`, in nats per row. `settled`: the
     epoch from which on the number of latents in use stayed the same; None where it was still changing. `count`:
-    verdicts of `analyze`. `decision`: "double" trains one of twice the size; "shrink" and "keep" end with and without
-    latents to cut out; "collapsed" ends with no latent active.
+    verdicts of `analyze`. `decision`: "poorer" is given up for another seed; "double" trains one of twice the size;
+    "shrink" and "keep" end with and without latents to cut out; "collapsed" ends with no latent active.
     """
 
     seed: int
@@ -47,7 +47,7 @@ class Oversized:
 
 @dataclass(frozen=True)
 class LatentSearch:
-    """The path of a search. `trainings`: every training, in order; the last one of each seed gives its count.
+    """The path of a search. `trainings`: every training, in order; the last one of each repetition gives its count.
 
     `components`: principal components that hold 99% of the variance of the training rows. `chosen`: the seed whose
     network was shrunk into `out`, the one with the lowest loss; None where all collapsed. `latent_size`: that of `out`.
@@ -65,12 +65,12 @@ class LatentSearch:
 
     @property
     def finished(self) -> tuple[Oversized, ...]:
-        """The training that ended each seed's search."""
-        return tuple(training for training in self.trainings if training.decision != "double")
+        """The training that ended each repetition."""
+        return tuple(training for training in self.trainings if training.decision not in ("poorer", "double"))
 
     @property
     def counts(self) -> LatentCounts:
-        """The counts of the finished trainings, one a seed."""
+        """The counts of the finished trainings, one for each repetition."""
         return LatentCounts(tuple(training.count for training in self.finished))
 
     @property
@@ -80,7 +80,7 @@ class LatentSearch:
         mixed = self.counts.spread("mixed")
         seeds = len(self.finished)
         found = f"active latents: {spread}" + (f", and {mixed} mixed" if mixed.highest else "")
-        found += f", over {seeds} seeds" if seeds > 1 else " (one seed; --seeds 3 says how far that varies)"
+        found += f", over {seeds} searches" if seeds > 1 else " (one search; --seeds 3 says how far that varies)"
         if self.chosen is None:
             return (
                 f"{found}; no network is kept: either rows have nothing in common that latents could tell (noise), or "

@@ -19,7 +19,7 @@ from vaeprune.training.objective import Objective
 
 # the options of linear_rows.linear_recipe
 NETWORK = ("--hidden", "24,16", "--likelihood", "gaussian", "--scale", 0.5, "--learning-rate", 0.01)
-LINEAR = (*NETWORK, "--batch-size", 96, "--epochs", 80)
+LINEAR = (*NETWORK, "--batch-size", 96, "--epochs", 80, "--starts", 1)
 BATCHES = 13  # of 96 in the 60% of 2,000 rows
 
 
@@ -46,7 +46,7 @@ def test_prints_the_path_the_sizes_and_the_evidence(vaeprune, linear):
         assert words[:3] == ["3", str(seed), "80"]
         assert words[4:8] == ["2", "1", "0", "shrink:"]
         assert "1 idle, so there were enough; settled in epoch " in line
-    assert any(line.startswith("active latents: 2, over 2 seeds; seed ") for line in lines)
+    assert any(line.startswith("active latents: 2, over 2 searches; seed ") for line in lines)
     assert "latents 3 2" in lines
     assert any(line.startswith("evidence from ") for line in lines)
     assert lines[-2:] == [
@@ -55,6 +55,16 @@ def test_prints_the_path_the_sizes_and_the_evidence(vaeprune, linear):
     assert load("small").latent_size == 2
     started = [line for line in ran.err.splitlines() if line.startswith("3 latents, seed ")]
     assert started == ["3 latents, seed 0", "3 latents, seed 1"]
+
+
+def test_table_shows_which_seeds_were_given_up_and_why(vaeprune, linear):
+    ran = vaeprune(*auto(linear, "small", "--starts", 2))
+    assert ran.code == 0, ran.err
+    poorer, kept = (line.split(None, 7) for line in ran.out.splitlines()[3:5])
+    assert {poorer[1], kept[1]} == {"0", "1"}
+    assert poorer[7].startswith("poorer: ")
+    assert f"nats per training row in epoch {poorer[2]}, where seed {kept[1]} has " in poorer[7]
+    assert kept[7].startswith("shrink: 1 idle")
 
 
 def test_json_is_one_object_that_reads_back(vaeprune, linear):
@@ -135,12 +145,13 @@ def test_existing_targets_are_refused(linear, refused):
     ("more", "told"),
     [
         (("--latent", "many"), "--latent: got 'many', expected a whole number or auto"),
-        (("--latent", 4, "--seeds", 2), "--seeds: goes with --latent auto"),
+        (("--latent", 4, "--seeds", 2), "--seeds: goes with --latent auto; train several seeds one by one"),
         (("--seeds", 0), "--seeds: got 0, expected at least 1"),
+        (("--starts", 0), "--starts: got 0, expected at least 1"),
         (("--kl", "none"), "--latent auto: got kl 'none'"),
         (("--resume",), "small-oversized: no such folder, so there is no search to go on with"),
     ],
-    ids=["size", "seeds alone", "no seed", "no KL", "nothing to resume"],
+    ids=["size", "seeds alone", "no seed", "no start", "no KL", "nothing to resume"],
 )
 def test_options_that_make_no_sense_are_refused(linear, refused, more, told):
     refused(*auto(linear, "small", *more), told=[told])
