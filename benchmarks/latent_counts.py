@@ -17,8 +17,8 @@ from vaeprune import analyze
 from vaeprune.data import DataSets, open_data
 from vaeprune.errors import DataError
 from vaeprune.latent_counts import Count, Spread
-from vaeprune.latent_search import held_out_loss
 from vaeprune.model_folder import read_model_folder
+from vaeprune.oversized import held_out_loss
 from vaeprune.search_path import patience, settled
 from vaeprune.storage import weights_sha256
 
