@@ -22,6 +22,7 @@ from vaeprune.surgery.regression import (
     features,
     gram,
     least_squares,
+    quartimax,
     ridge,
     weighted_least_squares,
     with_ones,
@@ -262,6 +263,37 @@ def test_balanced_factors_have_the_same_product_and_are_no_larger_than_it_needs(
     roots = torch.linalg.svdvals(up @ down)[:3].sqrt()
     for factor in (left, right):
         torch.testing.assert_close(torch.linalg.svdvals(factor), roots, rtol=1e-6, atol=1e-9)
+
+
+def test_turned_factors_have_the_same_product_and_find_outputs_that_share_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    up = torch.zeros(12, 3, dtype=torch.float64)
+    for code in range(3):  # each output reads one combination
+        up[4 * code : 4 * code + 4, code] = torch.randn(4, generator=generator, dtype=torch.float64)
+    down = torch.linalg.qr(torch.randn(5, 3, generator=generator, dtype=torch.float64)).Q.T
+    mixing = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64)).Q
+    left, right = quartimax(up @ mixing, mixing.T @ down)
+    torch.testing.assert_close(left @ right, up @ down, rtol=0, atol=1e-12)
+    assert ((left.abs() > 1e-3).sum(1) == 1).all()
+    torch.testing.assert_close(right @ right.T, torch.eye(3, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_an_output_of_small_values_rounds_less_where_it_reads_no_large_ones() -> None:
+    generator = torch.Generator().manual_seed(0)
+    up, down = (torch.zeros(shape, dtype=torch.float64) for shape in ((8, 2), (2, 60)))
+    for code in range(2):  # as large as each other, but the second reads values a thousand times smaller
+        up[4 * code : 4 * code + 4, code] = 0.5
+        down[code, 30 * code : 30 * code + 30] = torch.randn(30, generator=generator, dtype=torch.float64) / 30**0.5
+    x = torch.randn(500, 60, generator=generator, dtype=torch.float64)
+    x[:, 30:] /= 1000
+    mixing = torch.linalg.qr(torch.randn(2, 2, generator=generator, dtype=torch.float64)).Q
+
+    def error(wide: Tensor, narrow: Tensor) -> float:
+        found = (x.float() @ narrow.float().T) @ wide.float().T
+        return (found - x @ (wide.float().double() @ narrow.float().double()).T)[:, 4:].abs().max().item()
+
+    mixed = up @ mixing, mixing.T @ down
+    assert error(*quartimax(*mixed)) < error(*mixed) / 10
 
 
 def test_balanced_factors_lose_a_rank_that_the_rows_cannot_have() -> None:

@@ -18,6 +18,7 @@ from vaeprune.surgery.sites import Site
 MOST_FEATURES = 1600  # a Gram matrix of more is too large: 1600² float64 numbers are 20 MB, its inverse takes a second
 _SINGULAR = 1e-9  # of the largest eigenvalue
 _RIDGE = 1e-6  # of the mean square of the features
+_TURNS, _TURNED = 100, 1e-6  # at most, and until a turn gains no more than this share
 _FLOOR = 0.05  # share of the mean weight that every row has, since curvature is known only near the original
 
 
@@ -163,6 +164,24 @@ def balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     left, values, right = torch.linalg.svd(outer.R @ inner.R.T, full_matrices=False)
     shared = values.sqrt()
     return (outer.Q @ left) * shared, shared[:, None] * (right @ inner.Q.T)
+
+
+def quartimax(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product of up (O, r) and down (r, M), turned so that each output reads few of the r combinations.
+
+    A combination rounds as the largest values that enter it do, and all that read it share that error; an output of
+    small values wants none of another's large ones. Quartimax (Neuhaus and Wrigley, "The quartimax method", 1954): the
+    sum of fourth powers of `up` is largest. It is convex, so that each step towards its gradient gains.
+    """
+    rotation, reached = torch.eye(up.shape[1], dtype=up.dtype, device=up.device), 0.0
+    for _ in range(_TURNS):
+        turned = up @ rotation
+        before, reached = reached, float(turned.pow(4).sum())
+        if reached <= before * (1 + _TURNED):
+            break
+        left, _, right = torch.linalg.svd(up.T @ turned.pow(3))
+        rotation = left @ right
+    return up @ rotation, rotation.T @ down
 
 
 def rank_costs(weight: Tensor, covariance: Tensor, fisher: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import Tensor
+
 from vaeprune.adapters import element_type, measuring
 from vaeprune.data import Rows
 from vaeprune.posterior import VAE
@@ -20,10 +22,20 @@ _SHARE = 0.7  # of what the exact check allows: it looks at other rows, and at w
 
 
 def pair_that_rounds(vae: VAE, made: Plan, rows: Rows) -> str | None:
-    """The path of the layer that had better not become two, None if all is well."""
-    if not made.factors or rounding(vae, made, rows) <= _SHARE * EXACT_TOLERANCE[element_type(vae)[0]]:
+    """The path of the layer that had better not become two, None if all is well.
+
+    Of those without which all is well it is the one that saves the fewest weights; where there is none, the one without
+    which the least is rounded.
+    """
+    limit = _SHARE * EXACT_TOLERANCE[element_type(vae)[0]]
+    if not made.factors or rounding(vae, made, rows) <= limit:
         return None
-    return min(made.factors, key=lambda path: rounding(vae, _with_whole(made, path), rows))
+    left = {}
+    for path in sorted(made.factors, key=lambda path: _saved(*made.factors[path])):
+        left[path] = rounding(vae, _with_whole(made, path), rows)
+        if left[path] <= limit:
+            return path
+    return min(left, key=lambda path: left[path])
 
 
 def rounding(vae: VAE, made: Plan, rows: Rows) -> float:
@@ -38,6 +50,12 @@ def rounding(vae: VAE, made: Plan, rows: Rows) -> float:
             for name, z in zip(("posterior", "prior"), inputs.latents(held), strict=True):
                 found.see(name, reference.decode(z, *condition), smaller.decode(z, *condition))
     return found.largest()[1]
+
+
+def _saved(down: Tensor, up: Tensor) -> int:
+    """How many weights fewer the two layers have than the one."""
+    whole = down.numel() // up.shape[1] * up.shape[0]
+    return whole - down.numel() - up.numel()
 
 
 def _with_whole(made: Plan, path: str) -> Plan:

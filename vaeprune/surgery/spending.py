@@ -23,7 +23,7 @@ from vaeprune.surgery.observing import passes
 from vaeprune.surgery.plan import Left, Plan
 from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.refitting import Refit, Removed, refit
-from vaeprune.surgery.regression import MOST_FEATURES, as_weight, balanced
+from vaeprune.surgery.regression import MOST_FEATURES, as_weight, balanced, quartimax
 from vaeprune.surgery.rounding import pair_that_rounds
 from vaeprune.surgery.sites import Site
 
@@ -113,7 +113,8 @@ class Spending:
         factors = {}
         for key, (up, down) in fitted.factors.items():
             # rounded before they are multiplied, so that the product is the pair's to the last digit
-            wide, narrow = (f.to(up.dtype).double() for f in balanced(up.double(), down.double().flatten(1)))
+            pair = quartimax(*balanced(up.double(), down.double().flatten(1)))
+            wide, narrow = (f.to(up.dtype).double() for f in pair)
             down = narrow.reshape(-1, *down.shape[1:])
             values[key] = as_weight(torch.einsum("or,rct->oct", wide, down), self._site(key), values[key])
             factors[key.rpartition(".")[0]] = self._pair(key, sliced(key, values[key]), wide, down, kept)
