@@ -125,12 +125,27 @@ def state(name: str) -> SmallVAE:
         return trained(elbo, vae=vae)
     if name == "noise":
         return trained(elbo, data=noise())
+    if name == "squared errors of a sigmoid":
+        return trained(squared_error, epochs=60, rate=5e-3, data=pictures(), vae=sigmoid())
     losses = {
         "healthy": elbo, "pixel mean": pixel_mean, "latent mean": latent_mean, "annealed half way": annealed_half_way,
         "free bits": free_bits, "no KL": no_kl, "squared error": squared_error, "KL per pixel": kl_per_pixel,
         "beta 4": beta(4.0),
     }  # fmt: skip
     return trained(losses[name])
+
+
+def pictures() -> Tensor:
+    """The rows of `factors`, between 0 and 1."""
+    return torch.sigmoid(3 * factors())
+
+
+def sigmoid() -> SmallVAE:
+    """Fresh weights, a decoder that ends between 0 and 1, and the likelihood that is read from that."""
+    vae = fresh()
+    vae.decoder.append(nn.Sigmoid())
+    vae.likelihood = Likelihood("bernoulli", "mean")
+    return vae
 
 
 def noise(rows: int = ROWS) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from diagnosed import LATENTS, PIXELS, factors, noise, state
+from diagnosed import LATENTS, PIXELS, factors, noise, pictures, state
 from planted import assert_untouched, dense, rows, snapshot
 from trained import small_tiles, trained_dense
 from vaeprune.analysis import Analysis, analyze
@@ -22,6 +22,7 @@ from vaeprune.analysis.settled import recorded_weights
 from vaeprune.analysis.stated_objective import StatedObjective
 from vaeprune.analysis.structure import Structure
 from vaeprune.data import as_data
+from vaeprune.likelihood import Likelihood
 from vaeprune.training import History
 from vaeprune.training.history import Epoch
 
@@ -98,6 +99,19 @@ def test_numbers_alone_give_consistent_causes_and_name_none(name: str, cause: st
     else:
         assert not found.diagnosis.blocking
         assert "but the KL weighs" in found.advice.reason
+
+
+def test_squared_errors_of_a_sigmoid_are_another_likelihood_first_of_all() -> None:
+    vae = state("squared errors of a sigmoid")
+    found = analyze(vae, pictures())
+    assert found.diagnosis.effective_beta > 1.5
+    assert causes(found.diagnosis, named=True) == []
+    assert causes(found.diagnosis, named=False)[0] == "other-likelihood"
+    vae.likelihood = Likelihood("gaussian", "mean", 0.5**0.5)
+    try:
+        assert analyze(vae, pictures()).diagnosis.findings == ()
+    finally:
+        vae.likelihood = Likelihood("bernoulli", "mean")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Literal
 Cause = Literal[
     "pixel-mean", "latent-mean", "kl-pixel-mean", "squared-error", "annealing", "free-bits", "batch-norm", "train-mode",
     "learned-variance", "untrained", "no-kl", "no-sampling", "dead-decoder", "clamped", "beta", "early-collapse",
-    "no-structure", "other-objective",
+    "no-structure", "other-likelihood", "other-objective",
 ]  # fmt: skip
 Way = Literal["retrain", "refuse"]
 
@@ -115,6 +115,11 @@ CAUSES: dict[Cause, Known] = {
     "no-structure": Known(
         "the rows hold nothing that pays for its KL",
         "check the data and their scale: noise has no latents, and rows in another unit need another likelihood scale",
+        "refuse",
+    ),
+    "other-likelihood": Known(
+        "the loss scored rows by another likelihood than they are scored by here",
+        "say which: summed squared errors are --likelihood gaussian with --scale 0.7071, their halves with --scale 1",
         "refuse",
     ),
     "other-objective": Known(

@@ -108,6 +108,8 @@ def _of_weight(case: Case, found: Symptoms) -> Iterator[Finding]:
     beta = case.beta
     if beta is None or case.expected is None or not case.off or case.collapsed:
         return
+    if case.likelihood.kind == "bernoulli" and case.likelihood.output == "mean":  # squared errors make such, too
+        yield finding("other-likelihood", amount(beta), named=False)
     if beta.value > case.expected:
         yield from _matching(case, beta, [("pixel-mean", *way) for way in _pixel_means(case, found)])
         yield from _otherwise(case, beta)
