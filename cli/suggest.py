@@ -38,7 +38,7 @@ def command_for(
     if recipe is None:
         return _grown(model, advice.latent_size, name, rows, reading) if advice.action == "grow" else None
     waiting = advice.action in ("grow", "keep") and unsettled(analysis.latents, vae.provenance)
-    if waiting or (advice.action == "retrain" and causes & {"annealing", "untrained"}):
+    if waiting or (advice.action == "retrain" and causes & {"annealing", "grown", "untrained"}):
         return _resumed(model, recipe, rows)
     if advice.action == "grow" and advice.latent_size:
         fresh = dataclasses.replace(recipe, latent=advice.latent_size, grown=())

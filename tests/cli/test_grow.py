@@ -69,6 +69,16 @@ def test_text_says_what_was_checked_and_what_to_run_next(vaeprune, training):
     assert "; their KL is weighted by 0.5 so far, so more may go idle yet" in went_on.out.splitlines()[-1]
 
 
+def test_before_it_is_trained_on_the_diagnosis_is_that_it_was_grown(vaeprune, training, rows):
+    assert vaeprune("grow", training, "--latent", 5, "--out", "wide", "--quiet").code == 0
+    ran = vaeprune("analyze", "wide", "--data", rows, "--json")
+    finding, *_ = ran.json["diagnosis"]["findings"]
+    assert (finding["cause"], finding["named"]) == ("grown", True)
+    assert finding["evidence"] == "its record says that latents from 4 on were added; the weight of their KL is 0 so far"
+    assert ran.json["advice"]["action"] == "retrain"
+    assert ran.json["advice"]["command"].startswith("vaeprune train --resume --out wide --epochs ")
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

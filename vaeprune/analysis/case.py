@@ -16,6 +16,7 @@ from vaeprune.analysis.structure import Structure
 from vaeprune.analysis.symptoms import Symptoms
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import INACTIVE_POSTERIOR_VARIANCE, INACTIVE_VARIANCE
+from vaeprune.training.growth import Growth
 from vaeprune.training.history import History
 
 LAW = (0.5, 2.0)  # a network of 25 epochs, some nats away from rest, has 1.48
@@ -47,6 +48,7 @@ class Case:
     """All that a diagnosis rests on. `symptoms` is None where there is no decoder to run.
 
     `record`: what the model folder says it was trained by. `stated`: what its author says. `history`: how it went.
+    `growth`: the latents that were added last, if any were.
     """
 
     latents: Sequence[Latent]
@@ -56,6 +58,7 @@ class Case:
     record: StatedObjective | None = None
     stated: StatedObjective | None = None
     history: History = dataclasses.field(default_factory=History)
+    growth: Growth | None = None
 
     @property
     def collapsed(self) -> bool:

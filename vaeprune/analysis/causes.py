@@ -8,7 +8,7 @@ from typing import Literal
 Cause = Literal[
     "pixel-mean", "latent-mean", "kl-pixel-mean", "squared-error", "annealing", "free-bits", "batch-norm", "train-mode",
     "learned-variance", "untrained", "no-kl", "no-sampling", "dead-decoder", "clamped", "beta", "early-collapse",
-    "no-structure", "other-likelihood", "other-objective",
+    "no-structure", "other-likelihood", "other-objective", "grown",
 ]  # fmt: skip
 Way = Literal["retrain", "refuse"]
 
@@ -51,6 +51,11 @@ CAUSES: dict[Cause, Known] = {
     "annealing": Known(
         "the KL's weight was still rising",
         "train on at the full weight until the count of idle latents stands still, then measure again",
+        "retrain",
+    ),
+    "grown": Known(
+        "latents were added, and their KL does not have its full weight yet",
+        "train on until it has: vaeprune train --resume",
         "retrain",
     ),
     "free-bits": Known(

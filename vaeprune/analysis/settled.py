@@ -72,6 +72,9 @@ def _recorded(case: Case) -> Iterator[Finding]:
     record, found = case.record, case.symptoms
     if record is None:
         return
+    if case.growth and (weight := case.growth.weight(len(case.history.epochs))) < 1:
+        new = f"latents from {case.growth.latents} on were added"
+        yield finding("grown", f"its record says that {new}; the weight of their KL is {weight:.2g} so far")
     if record.kl in ("none", "quadratic"):
         word = "none" if record.kl == "none" else "quadratic"
         yield finding("no-kl", f"its record says kl {word!r}")
