@@ -74,7 +74,8 @@ def test_before_it_is_trained_on_the_diagnosis_is_that_it_was_grown(vaeprune, tr
     ran = vaeprune("analyze", "wide", "--data", rows, "--json")
     finding, *_ = ran.json["diagnosis"]["findings"]
     assert (finding["cause"], finding["named"]) == ("grown", True)
-    assert finding["evidence"] == "its record says that latents from 4 on were added; the weight of their KL is 0 so far"
+    told = "its record says that latents from 4 on were added; the weight of their KL is 0 so far"
+    assert finding["evidence"] == told
     assert ran.json["advice"]["action"] == "retrain"
     assert ran.json["advice"]["command"].startswith("vaeprune train --resume --out wide --epochs ")
 
