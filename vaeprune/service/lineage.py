@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vaeprune.errors import StorageError
 from vaeprune.json_files import read_json
 from vaeprune.service.model import OnnxModel
-from vaeprune.service.npy import Array
 
 # as the modules that write them name them, but importing those would load torch
 PLAN, CONFIG, ANALYSIS = "plan.json", "config.json", "analysis.json"
@@ -41,14 +38,6 @@ class Lineage:
     removed: Mapping[int, Removed] = field(default_factory=dict)
     kl: Mapping[int, float] = field(default_factory=dict)
     likelihood: str | None = None
-
-    def original_z(self, z: Array, constants: Mapping[int, float]) -> Array:
-        """z (B, kept, …) as z of the original (B, original_size, …), the removed ones at `constants`."""
-        full = np.empty((len(z), self.original_size, *z.shape[2:]), np.float32)
-        full[:, list(self.kept)] = z
-        for latent, constant in constants.items():
-            full[:, latent] = constant
-        return full
 
 
 def read_lineage(model: OnnxModel) -> Lineage:
