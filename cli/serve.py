@@ -60,9 +60,10 @@ def serve(
         raise UsageError(
             f"serve: {' and '.join(missing)} not installed", "install the extra: pip install 'vaeprune[serve]'"
         )
+    from vaeprune.service.guard import is_loopback
     from vaeprune.service.limits import Limits, body_bytes_for
     from vaeprune.service.served import open_served
-    from vaeprune.service.server import allow_connections, is_loopback, listen, url
+    from vaeprune.service.server import allow_connections, listen, url
     from vaeprune.service.server import serve as serve_forever
 
     limits = Limits(rows=max_batch, queue=queue, connections=connections, seconds=timeout)

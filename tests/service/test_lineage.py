@@ -98,6 +98,13 @@ def test_a_latent_that_the_decoder_neglects_has_no_kl_in_the_models_own_samples(
     np.testing.assert_array_equal(found.kl, again.kl)
 
 
+def test_a_large_model_draws_as_many_as_time_allows(folder):
+    write_pair(folder)
+    found = own_samples(open_model(folder, 1), seconds=0)
+    assert found.rows == 2
+    assert own_samples(open_model(folder, 1), 100).rows == 100
+
+
 def test_map_latents_are_counted_by_channel(folder):
     pair = write_pair(folder, latent_shape=(3, 2, 2))
     found = own_samples(open_model(folder, 1), 50)
@@ -120,7 +127,7 @@ def test_map_latents_are_counted_by_channel(folder):
     ],
 )
 def test_the_range_that_is_drawn(likelihood, low, high, found):
-    samples = OwnSamples(np.zeros(1), np.zeros(1), low, high)
+    samples = OwnSamples(1, np.zeros(1), np.zeros(1), low, high)
     assert shown_range(likelihood, samples) == pytest.approx(found)
 
 
@@ -172,7 +179,7 @@ def test_constants_that_no_plan_tells_are_the_originals_own_means(folder):
     other = folder.with_name("other")
     write_pair(other, latent_shape=(6,))
     served = open_served(folder, other, 1)
-    mean = own_samples(open_model(other, 1), 256).mean
+    mean = own_samples(open_model(other, 1)).mean
     assert served.constants == pytest.approx({4: mean[4], 5: mean[5]})
 
 

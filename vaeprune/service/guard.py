@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import time
 from collections.abc import Collection
 from http import HTTPStatus
@@ -16,7 +17,6 @@ from vaeprune.service.refusals import CONTENT_TYPE, Refusal, bad_request
 
 OPEN = ("/", "/health", "/docs")  # and the page's files: they say nothing of the model
 PAGE = "/page/"
-_LOCAL = ("localhost", "127.0.0.1", "[::1]")
 _SAFE = {
     "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -66,7 +66,7 @@ class Guard:
         if self._token is None:
             host = headers.get("host", "").lower()
             name = host if host.endswith("]") else host.rpartition(":")[0] or host
-            if name in _LOCAL:
+            if is_loopback(name.strip("[]")):
                 return None
             return bad_request(
                 f"host: got {host!r:.80}, this service answers to localhost alone", "start it with a token"
@@ -83,6 +83,14 @@ class Guard:
             "send the header Authorization: Bearer TOKEN",
             {"www-authenticate": "Bearer"},
         )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def refusal_response(refusal: Refusal) -> Response:

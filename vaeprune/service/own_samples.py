@@ -6,6 +6,7 @@ what it draws, so its KL is near 0 here too.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,24 +16,31 @@ from vaeprune.service.npy import Array
 
 _SEED = 0
 _ROWS_AT_ONCE = 32
+MOST = 256
 
 
 @dataclass(frozen=True)
 class OwnSamples:
-    """`kl` (D,): nats per row, summed over positions; `mean` (D,): of mu; `low`, `high`: the span of x_hat."""
+    """`kl` (D,): nats per row, summed over positions; `mean` (D,): of mu; `low`, `high`: the span of x_hat.
 
+    `rows`: how many were drawn.
+    """
+
+    rows: int
     kl: Array
     mean: Array
     low: float
     high: float
 
 
-def own_samples(model: OnnxModel, rows: int) -> OwnSamples:
-    """Draw `rows` samples and encode them, a few at once; always the same ones."""
+def own_samples(model: OnnxModel, most: int = MOST, seconds: float = 3.0) -> OwnSamples:
+    """Draw up to `most` samples and encode them, always the same ones in the same order, as many as `seconds` allow."""
     generator = np.random.default_rng(_SEED)
-    kls, means, lows, highs = [], [], [], []
-    for start in range(0, rows, _ROWS_AT_ONCE):
-        count = min(_ROWS_AT_ONCE, rows - start)
+    kls: list[Array] = []
+    means, lows, highs = [], [], []
+    done, count, end = 0, 1, time.monotonic() + seconds
+    while not done or (done < most and time.monotonic() < end):
+        count = min(2 * count, _ROWS_AT_ONCE, most - done)  # few at first: a large model takes seconds for each
         (x_hat,) = model.decoder(generator.standard_normal((count, *model.latent_shape), np.float32))
         mean, logvar = (value.reshape(count, model.latent_size, -1) for value in model.encoder(x_hat))
         with np.errstate(over="ignore"):
@@ -40,8 +48,9 @@ def own_samples(model: OnnxModel, rows: int) -> OwnSamples:
         means.append(mean.mean(2))
         lows.append(float(x_hat.min()))
         highs.append(float(x_hat.max()))
+        done += count
     kl, mean = (np.concatenate(values).mean(0) for values in (kls, means))
-    return OwnSamples(kl, mean, min(lows), max(highs))
+    return OwnSamples(done, kl, mean, min(lows), max(highs))
 
 
 def shown_range(likelihood: str | None, samples: OwnSamples) -> tuple[float, float]:

@@ -9,6 +9,20 @@ from typing import Any
 from vaeprune.errors import one_line
 
 CONTENT_TYPE = "application/json"
+# written out, since Python's own names of 413 and 422 changed with RFC 9110
+_KINDS = {
+    400: "BadRequest",
+    401: "Unauthorized",
+    404: "NotFound",
+    405: "MethodNotAllowed",
+    406: "NotAcceptable",
+    408: "RequestTimeout",
+    413: "BodyTooLarge",
+    415: "UnsupportedMediaType",
+    422: "Unprocessable",
+    429: "TooManyRequests",
+    503: "ServiceUnavailable",
+}
 
 
 class Refusal(Exception):
@@ -21,8 +35,8 @@ class Refusal(Exception):
 
     @property
     def kind(self) -> str:
-        """The status in a word: UnprocessableEntity, TooManyRequests, …"""
-        return "".join(word.capitalize() for word in self.status.name.split("_"))
+        """The status in a word."""
+        return _KINDS.get(self.status.value, "Refused")
 
     def body(self) -> bytes:
         """The error object as JSON."""

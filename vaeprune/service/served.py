@@ -16,7 +16,6 @@ from vaeprune.service.lineage import ANALYSIS, Lineage, read_lineage
 from vaeprune.service.model import OnnxModel, open_model
 from vaeprune.service.own_samples import own_samples, shown_range
 
-OWN_SAMPLES = 256
 _lock = threading.Lock()
 
 
@@ -48,8 +47,14 @@ class Served:
 
     @functools.cached_property
     def _described(self) -> dict[str, Any]:
-        samples = own_samples(self.model, OWN_SAMPLES)
-        low, high = shown_range(self.lineage.likelihood, samples)
+        kl, kl_from = dict(self.lineage.kl), ANALYSIS
+        low, high = 0.0, 1.0
+        if not kl or self.lineage.likelihood != "bernoulli":
+            samples = own_samples(self.model)
+            low, high = shown_range(self.lineage.likelihood, samples)
+            if not kl:
+                kl = dict(zip(self.lineage.kept, samples.kl.tolist(), strict=True))
+                kl_from = f"{samples.rows} samples of its own, encoded again"
         return {
             "name": self.model.folder.resolve().name,
             "version": __version__,
@@ -58,16 +63,14 @@ class Served:
             "original_latent_size": self.lineage.original_size,
             "likelihood": self.lineage.likelihood,
             "shown_range": [low, high],
-            "kl_from": ANALYSIS if self.lineage.kl else f"{OWN_SAMPLES} samples of its own, encoded again",
-            "latents": self._latents([float(kl) for kl in samples.kl]),
+            "kl_from": kl_from,
+            "latents": self._latents(kl),
             "against": self.original.folder.resolve().name if self.original else None,
         }
 
-    def _latents(self, own_kl: list[float]) -> list[dict[str, Any]]:
+    def _latents(self, kl: Mapping[int, float]) -> list[dict[str, Any]]:
         """Every latent of the original, those that stayed first, each by descending KL."""
         places = {number: place for place, number in enumerate(self.lineage.kept)}
-        own = {number: own_kl[place] for number, place in places.items()}
-        known = self.lineage.kl or own
         latents = []
         for number in range(self.lineage.original_size):
             gone = self.lineage.removed.get(number)
@@ -78,7 +81,7 @@ class Served:
                 {
                     "number": number,
                     "place": places.get(number),
-                    "kl": known.get(number),
+                    "kl": kl.get(number),
                     "constant": constant,
                     "evidence": gone.evidence if gone else "",
                 }
@@ -112,6 +115,6 @@ def _constants(lineage: Lineage, original: OnnxModel) -> dict[int, float]:
     constants = {number: gone.constant for number, gone in lineage.removed.items() if gone.constant is not None}
     missing = lineage.removed.keys() - constants.keys()
     if missing:
-        mean = own_samples(original, OWN_SAMPLES).mean
+        mean = own_samples(original).mean
         constants |= {number: float(mean[number]) for number in missing}
     return constants

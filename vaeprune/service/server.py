@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import ipaddress
 import logging
 import signal
 import socket
@@ -15,6 +14,7 @@ import uvicorn
 from vaeprune.errors import UsageError
 from vaeprune.service.app import make_app
 from vaeprune.service.connections import Connection
+from vaeprune.service.guard import is_loopback
 from vaeprune.service.limits import Limits
 from vaeprune.service.served import Served
 
@@ -79,14 +79,6 @@ def url(listening: socket.socket) -> str:
     """The address that a browser takes."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def allow_connections(wanted: int) -> int:
