@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from onnx_pairs import CONSTANTS, Pair, write_lineage, write_pair
 from running import BODY, Running, serving
@@ -39,3 +40,15 @@ def service(small: Pair, original: Pair) -> Iterator[Running]:
 def folder(tmp_path: Path) -> Path:
     """An empty folder for a pair of one's own."""
     return tmp_path / "pair"
+
+
+@pytest.fixture(autouse=True)
+def _next_is_served(request):
+    """Whatever a test did to the service, the next request must be answered, and rightly."""
+    yield
+    if "service" in request.fixturenames:
+        running, small = request.getfixturevalue("service"), request.getfixturevalue("small")
+        z = np.random.default_rng(0).standard_normal((2, 4), np.float32)
+        answer = running.post_npy("/decode", z)
+        assert answer.status == 200, answer
+        np.testing.assert_allclose(answer.npy, small.decode(z), atol=1e-6)

@@ -11,13 +11,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
@@ -60,6 +62,7 @@ class Running:
 
     process: subprocess.Popen[str]
     url: str
+    said: IO[str]
 
     @property
     def address(self) -> tuple[str, int]:
@@ -97,43 +100,50 @@ class Running:
 
     def resident(self) -> int:
         """Bytes of memory that the process holds now."""
+        if not Path("/proc/self/status").exists():
+            pytest.skip("this system does not tell how much memory a process holds")
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 
     def stop(self, number: int = signal.SIGTERM) -> tuple[int, str]:
         """End it; its exit code and what it said on stderr."""
         self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=30)
-        return self.process.returncode, err
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        """Its exit code and what it said on stderr, once it has ended."""
+        code = self.process.wait(30)
+        self.said.seek(0)
+        return code, self.said.read()
 
 
 @contextlib.contextmanager
 def serving(*words: object, **environment: str) -> Iterator[Running]:
     """`vaeprune serve` on a free port; it must end cleanly and in silence unless it was ended before."""
     command = [sys.executable, "-m", "vaeprune.cli", "serve", *map(str, words), "--port", "0", "--json"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
-    )
-    try:
-        assert process.stdout
-        lines = []
-        while line := process.stdout.readline():
-            lines.append(line)
-            if line == "}\n":
-                break
-        if not lines:
-            raise AssertionError(process.communicate(timeout=30)[1])
-        running = Running(process, json.loads("".join(lines))["url"])
-        yield running
-        if process.poll() is None:
-            assert running.stop() == (0, "")
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait(30)
-        for stream in (process.stdout, process.stderr):
-            if stream:
-                stream.close()
+    with tempfile.TemporaryFile("w+") as said:  # a pipe that nobody reads would hold it up once it is full
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=said, text=True, env=os.environ | environment
+        )
+        try:
+            assert process.stdout
+            told = ""
+            for line in process.stdout:
+                told += line
+                if line == "}\n":
+                    break
+            running = Running(process, json.loads(told)["url"] if told else "", said)
+            if not told:
+                raise AssertionError(running.ended())
+            yield running
+            if process.poll() is None:
+                assert running.stop() == (0, "")
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait(30)
+            if process.stdout:
+                process.stdout.close()
 
 
 def npy(value: Array) -> bytes:
@@ -150,3 +160,8 @@ def whole(connection: socket.socket) -> bytes:
         while part := connection.recv(65536):
             parts.append(part)
     return b"".join(parts)
+
+
+def rows(shape: tuple[int, ...], count: int = 3, seed: int = 0) -> Array:
+    """Standard normal rows (count, *shape), float32."""
+    return np.random.default_rng(seed).standard_normal((count, *shape), np.float32)

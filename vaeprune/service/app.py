@@ -117,6 +117,7 @@ def make_app(served: Served, limits: Limits, token: str | None) -> Guard:
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
     _add_model_routes(app, service)
+    _add_sample_route(app, service)
     _add_telling_routes(app, service)
     _add_page(app)
     app.add_exception_handler(Refusal, _refused)
@@ -130,13 +131,7 @@ def make_app(served: Served, limits: Limits, token: str | None) -> Guard:
 
 
 def _add_model_routes(app: FastAPI, service: Service) -> None:
-    row, latent = service.served.model.row_shape, service.served.model.latent_shape
-    if service.served.original:
-        latent_of = {"shrunk": latent, "original": service.served.original.latent_shape}
-    else:
-        latent_of = {"shrunk": latent}
-    most = service.limits.rows
-    x, z = d.rows_schema(row, most), d.rows_schema(latent, most, *latent_of.values())
+    x, z = _schemas(service)
 
     @app.post("/encode", **d.route("Posterior of each row: mean and ln of the variance.", x=x, mean=z, logvar=z))
     async def encode(request: Request, which: Which = "shrunk") -> Response:
@@ -160,6 +155,10 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
             (x_hat,) = await service.run(model.decoder, mean)
             return answer({"x_hat": x_hat, "mean": mean, "logvar": logvar}, wanted, x_hat)
 
+
+def _add_sample_route(app: FastAPI, service: Service) -> None:
+    (x, z), most = _schemas(service), service.limits.rows
+
     @app.post("/sample", **d.sample_route(SampleRequest.model_json_schema(), most, z=z, x_hat=x))
     async def sample(request: Request, which: Which = "shrunk") -> Response:
         model = service.model(which)
@@ -173,6 +172,13 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
                 rows = generator.standard_normal((asked.count, *model.latent_shape), np.float32)
                 (x_hat,) = await service.run(model.decoder, rows)
                 return answer({"z": rows, "x_hat": x_hat}, wanted, x_hat)
+
+
+def _schemas(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of rows of x, and of z of any model that is served."""
+    served, most = service.served, service.limits.rows
+    models = [served.model, *([served.original] if served.original else [])]
+    return d.rows_schema(most, served.model.row_shape), d.rows_schema(most, *(model.latent_shape for model in models))
 
 
 def _sample_request(body: bytes, most: int) -> SampleRequest:

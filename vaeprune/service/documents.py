@@ -59,9 +59,9 @@ MODEL = _object(
 )
 
 
-def rows_schema(shape: tuple[int, ...], most: int, *shapes: tuple[int, ...]) -> dict[str, Any]:
-    """Rows of `shape`, or of any of `shapes` where several models are served."""
-    kinds = [_nested(one) for one in dict.fromkeys((shape, *shapes))]
+def rows_schema(most: int, *shapes: tuple[int, ...]) -> dict[str, Any]:
+    """At most so many rows of one of `shapes`."""
+    kinds = [_nested(shape) for shape in dict.fromkeys(shapes)]
     variants = [{"type": "array", "minItems": 1, "maxItems": most, "items": kind} for kind in kinds]
     return variants[0] if len(variants) == 1 else {"anyOf": variants}
 

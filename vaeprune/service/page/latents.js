@@ -14,7 +14,7 @@ export function slider(latent, onMove, idle) {
   label.append(word, `${latent.number}`);
   if (latent.kl !== null) {
     const small = document.createElement("small");
-    small.textContent = ` KL ${latent.kl.toFixed(latent.kl < 10 ? 3 : 1)} nats`;
+    small.textContent = latent.kl < 0.001 ? " KL < 0.001" : ` KL ${latent.kl.toFixed(latent.kl < 10 ? 3 : 1)}`;
     label.append(small);
   }
   const input = document.createElement("input");
