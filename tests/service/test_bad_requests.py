@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from onnx_pairs import write_pair
 from running import BODY, JSON, NPY, npy, rows, serving, whole
 
 
@@ -177,3 +178,31 @@ def test_memory_does_not_grow_with_bad_requests(service):
         for kind, body in bad * 5:
             assert service.ask("POST", "/decode", body, content_type=kind).status in (400, 422)
     assert service.resident() - before < 2**24
+
+
+def test_a_connection_for_which_there_is_no_room_is_told_so(folder):
+    """One connection is allowed, and somebody is at work on it nearly all the time."""
+    pair = write_pair(folder, row_shape=(1, 64, 64), latent_shape=(512,))
+    body = npy(rows(pair.latent_shape, 256))
+    over = threading.Event()
+    with serving(folder, "--connections", 1) as running:
+
+        def work() -> None:
+            while not over.is_set():
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    running.post_npy("/decode", body)
+
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            for _ in range(300):
+                with contextlib.suppress(OSError, http.client.HTTPException):
+                    answer = running.get("/health")
+                    if answer.status == 503:
+                        break
+        finally:
+            over.set()
+            worker.join()
+        assert answer.error["message"] == "connections: all are taken by requests that are being answered"
+        assert answer.headers["connection"] == "close"
+        assert running.get("/health").status == 200

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 
 import numpy as np
 import pytest
 from starlette.requests import Request
 
-from vaeprune.service.bodies import _rows_of_json, accepted, checked_rows, kind_of
+from vaeprune.service.bodies import Bodies, _rows_of_json, accepted, checked_rows, kind_of
+from vaeprune.service.limits import Limits
 from vaeprune.service.refusals import Refusal
 
 JSON, NPY = "application/json", "application/x-npy"
@@ -107,3 +110,63 @@ def test_the_row_that_is_not_finite_is_named():
     rows[2, 1, 0] = np.nan
     with pytest.raises(Refusal, match=r"^x: row 2 holds NaN, infinity or more than float32 can hold$"):
         checked_rows(rows, "x", (2, 2), 9)
+
+
+# ---- how much is held
+
+
+def sending(*chunks: bytes, **headers: str) -> Request:
+    """A request whose body comes in `chunks`; the client leaves where the last one is missing."""
+    messages = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+    if chunks and chunks[-1] == b"":
+        messages[-1]["more_body"] = False
+    messages.append({"type": "http.disconnect"})
+
+    async def receive():
+        return messages.pop(0)
+
+    return Request({"type": "http", "headers": request(**headers).scope["headers"]}, receive)
+
+
+def read(bodies: Bodies, asked: Request) -> bytes:
+    async def inside() -> bytes:
+        async with bodies.of(asked) as body:
+            assert bodies.held >= len(body)
+            return body
+
+    return asyncio.run(inside())
+
+
+def test_a_body_counts_as_held_until_its_request_is_answered():
+    bodies = Bodies(Limits(body_bytes=10))
+    assert read(bodies, sending(b"12345", b"67890", b"")) == b"1234567890"
+    assert bodies.held == 0
+
+
+@pytest.mark.parametrize(
+    ("chunks", "headers", "held", "status"),
+    [
+        ((b"12345678901", b""), {}, 0, 413),
+        ((), {"content_length": "41"}, 0, 413),
+        ((b"1" * 30, b"1" * 30, b""), {}, 0, 413),
+        ((b"12345", b"67890", b""), {}, 155, 503),
+        ((b"12345",), {}, 0, 400),
+    ],
+    ids=["too large", "said to be far too large", "far too large", "no room", "left"],
+)
+def test_a_body_that_is_refused_is_held_no_longer(chunks, headers, held, status):
+    bodies = Bodies(Limits(body_bytes=10))
+    bodies.held = held
+    with pytest.raises(Refusal) as refusal:
+        read(bodies, sending(*chunks, **headers))
+    assert refusal.value.status == status
+    assert bodies.held == held
+
+
+@pytest.mark.parametrize("rows", [2, 9000])
+def test_an_answer_in_json_is_what_json_reads(rows):
+    values = {"mean": np.random.default_rng(0).standard_normal((rows, 2, 3), np.float32), "none": np.zeros((0, 3))}
+    response = asyncio.run(Bodies(Limits()).answer(values, JSON, values["mean"]))
+    told = json.loads(response.body)
+    np.testing.assert_array_equal(np.array(told["mean"], np.float32), values["mean"])
+    assert told["none"] == []

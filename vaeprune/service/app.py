@@ -21,7 +21,7 @@ from vaeprune import __version__
 from vaeprune.service import documents as d
 from vaeprune.service import metrics as m
 from vaeprune.service.batching import Batcher
-from vaeprune.service.bodies import Bodies, accepted, answer, kind_of
+from vaeprune.service.bodies import Bodies, accepted, kind_of
 from vaeprune.service.guard import PAGE, Guard, refusal_response
 from vaeprune.service.limits import Limits
 from vaeprune.service.model import OnnxModel, OnnxPart
@@ -138,14 +138,14 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         model = service.model(which)
         async with service.rows(request, "x", model.row_shape) as (rows, wanted):
             mean, logvar = await service.run(model.encoder, rows)
-            return answer({"mean": mean, "logvar": logvar}, wanted, np.stack([mean, logvar]))
+            return await service.bodies.answer({"mean": mean, "logvar": logvar}, wanted, np.stack([mean, logvar]))
 
     @app.post("/decode", **d.route("What each z stands for: the mean of p(x | z).", z=z, x_hat=x))
     async def decode(request: Request, which: Which = "shrunk") -> Response:
         model = service.model(which)
         async with service.rows(request, "z", model.latent_shape) as (rows, wanted):
             (x_hat,) = await service.run(model.decoder, rows)
-            return answer({"x_hat": x_hat}, wanted, x_hat)
+            return await service.bodies.answer({"x_hat": x_hat}, wanted, x_hat)
 
     @app.post("/reconstruct", **d.route("Each row encoded and its mean decoded.", x=x, x_hat=x, mean=z, logvar=z))
     async def reconstruct(request: Request, which: Which = "shrunk") -> Response:
@@ -153,7 +153,7 @@ def _add_model_routes(app: FastAPI, service: Service) -> None:
         async with service.rows(request, "x", model.row_shape) as (rows, wanted):
             mean, logvar = await service.run(model.encoder, rows)
             (x_hat,) = await service.run(model.decoder, mean)
-            return answer({"x_hat": x_hat, "mean": mean, "logvar": logvar}, wanted, x_hat)
+            return await service.bodies.answer({"x_hat": x_hat, "mean": mean, "logvar": logvar}, wanted, x_hat)
 
 
 def _add_sample_route(app: FastAPI, service: Service) -> None:
@@ -171,7 +171,7 @@ def _add_sample_route(app: FastAPI, service: Service) -> None:
                 generator = np.random.default_rng(asked.seed)
                 rows = generator.standard_normal((asked.count, *model.latent_shape), np.float32)
                 (x_hat,) = await service.run(model.decoder, rows)
-                return answer({"z": rows, "x_hat": x_hat}, wanted, x_hat)
+                return await service.bodies.answer({"z": rows, "x_hat": x_hat}, wanted, x_hat)
 
 
 def _schemas(service: Service) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,17 +21,17 @@ from vaeprune.service.refusals import CONTENT_TYPE as JSON
 from vaeprune.service.refusals import Refusal, bad_request, overloaded, too_large, unprocessable
 
 _KINDS = (JSON, npy.CONTENT_TYPE)
-_THREAD_FROM = 64 * 1024  # bytes of JSON that are parsed beside the event loop rather than in it
+_THREAD_FROM = 64 * 1024  # bytes of JSON that are read or written beside the event loop rather than in it
 _DISCARDED = 4  # times the limit that is read and thrown away, so that the client is there to read the answer
 
 
 class Bodies:
-    """Reads bodies within the limits. `held`: bytes of all whose requests are not answered yet."""
+    """Reads bodies within the limits, and writes answers. `held`: bytes of all whose requests are not answered yet."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits, self.held = limits, 0
-        # one thread: a body of JSON takes many times its size while it is parsed
-        self._parser = ThreadPoolExecutor(1, "parse")
+        # one thread: JSON takes many times the size of its text while it is read or written
+        self._texts = ThreadPoolExecutor(1, "json")
 
     @contextlib.asynccontextmanager
     async def of(self, request: Request) -> AsyncIterator[bytes]:
@@ -73,7 +73,16 @@ class Bodies:
         if len(body) < _THREAD_FROM:
             return _rows_of_json(body, name, shape, most)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._parser, _rows_of_json, body, name, shape, most)
+        return await loop.run_in_executor(self._texts, _rows_of_json, body, name, shape, most)
+
+    async def answer(self, values: Mapping[str, Array], kind: str, binary: Array) -> Response:
+        """JSON with all `values`, or `binary` alone as .npy."""
+        if kind == npy.CONTENT_TYPE:
+            return Response(npy.write_npy(binary), media_type=kind)
+        if sum(value.size for value in values.values()) < _THREAD_FROM // 8:
+            return Response(_json_of(values), media_type=kind)
+        loop = asyncio.get_running_loop()
+        return Response(await loop.run_in_executor(self._texts, _json_of, values), media_type=kind)
 
 
 def kind_of(request: Request) -> str:
@@ -158,8 +167,11 @@ def _too_many(name: str, got: int, most: int) -> Refusal:
     return unprocessable(f"{name}: got {got} rows, expected 1 to {most}", "send fewer at once" if got else "")
 
 
-def answer(values: Mapping[str, Array], kind: str, binary: Array) -> Response:
-    """JSON with all `values`, or `binary` alone as .npy."""
-    if kind == npy.CONTENT_TYPE:
-        return Response(npy.write_npy(binary), media_type=kind)
-    return Response(pydantic_core.to_json({name: value.tolist() for name, value in values.items()}), media_type=kind)
+def _json_of(values: Mapping[str, Array]) -> bytes:
+    """Row by row, so that a thread that writes many lets others go on between them."""
+    members = (b'"%s":[%s]' % (name.encode(), b",".join(map(_row, value))) for name, value in values.items())
+    return b"{" + b",".join(members) + b"}"
+
+
+def _row(row: Array) -> bytes:
+    return pydantic_core.to_json(row.tolist())
