@@ -9,6 +9,7 @@ from .bench import bench
 from .encode import encode
 from .export import export
 from .grow import grow
+from .serve import serve
 from .shrink import shrink
 from .train import train
 from .verify import verify
@@ -20,7 +21,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, analyze, shrink, grow, verify, export, encode, bench):
+for command in (train, analyze, shrink, grow, verify, export, encode, bench, serve):
     app.command()(command)
 
 

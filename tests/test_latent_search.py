@@ -23,8 +23,8 @@ from vaeprune.storage import read_tensors
 from vaeprune.training import Trained
 
 SHRUNK = {
-    "README.md", "config.json", "decoder.onnx", "encoder.onnx", "evidence.json", "model.safetensors", "plan.json",
-    "plan.safetensors",
+    "README.md", "analysis.json", "config.json", "decoder.onnx", "encoder.onnx", "evidence.json", "model.safetensors",
+    "plan.json", "plan.safetensors",
 }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ from vaeprune.verification import verify
 
 FILES = [
     "README.md",
+    "analysis.json",
     "config.json",
     "decoder.onnx",
     "encoder.onnx",

@@ -23,6 +23,7 @@ import numpy as np
 
 from vaeprune.errors import ModelError, UsageError
 from vaeprune.onnx_figures import PARTS, first_line, onnx_figures, onnx_pair
+from vaeprune.onnx_input import onnx_input
 
 # onnxruntime is imported where it is used, so that the process that measures memory looks before and after
 
@@ -32,7 +33,6 @@ Progress = Callable[[str, int, int | None], None]  # what is being done, repeats
 _LEAST_SECONDS = 0.002  # of a repeat: the clock's own cost and grain are far below that
 _REPEATS_OF_A_LOAD = 3
 _MEMORY_RUNS = 3
-_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64", "tensor(float16)": "float16"}
 # The path is set before anything is imported, so that the new process finds what this one found and nothing else
 _PEAK = "import sys; sys.path[:] = sys.argv[2].split('\\n'); from vaeprune.latency import print_peak; print_peak()"
 
@@ -175,14 +175,8 @@ class _Model:
             self._session = _session(str(path), threads)
         except Exception as error:
             raise ModelError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
-        inputs = self._session.get_inputs()
-        if len(inputs) != 1 or inputs[0].type not in _TYPES:
-            found = ", ".join(f"{i.name} {i.type}" for i in inputs) or "nothing"
-            raise ModelError(f"{path}: takes {found}, expected one input of float numbers")
-        self.input, shape = inputs[0].name, inputs[0].shape
-        if not shape or isinstance(shape[0], int) or not all(isinstance(size, int) for size in shape[1:]):
-            raise ModelError(f"{path}: {self.input} has shape {shape}, expected a free batch and fixed sizes after it")
-        self.row_shape, self.dtype = tuple(shape[1:]), _TYPES[inputs[0].type]
+        found = onnx_input(self._session, path)
+        self.input, self.row_shape, self.dtype = found.name, found.row_shape, found.dtype
 
     def rows(self, batch: int) -> np.ndarray[Any, Any]:
         return _rows((batch, *self.row_shape), self.dtype)

@@ -33,7 +33,7 @@ from vaeprune.surgery.scopes import Own, planner, refuse_budget
 from vaeprune.surgery.spending import Aim
 from vaeprune.verification import verify
 
-EVIDENCE = "evidence.json"
+EVIDENCE, ANALYSIS = "evidence.json", "analysis.json"
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,8 @@ class _Job:
             evidence = cast(Evidence, result.evidence)
             write_plan(self.plan, folder)
             write_json(folder / EVIDENCE, evidence.to_json())
+            if self.found.analysis:
+                write_json(folder / ANALYSIS, self.found.analysis.to_json())
             card = shrunk_card(shrunk, self.plan, evidence, self.found.parameters)
             (folder / CARD).write_text(card, encoding="utf-8")
             results.append(result)

@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -25,6 +24,8 @@ import torch
 from torch import Tensor
 
 from vaeprune.errors import StorageError
+from vaeprune.json_files import read_json as read_json
+from vaeprune.json_files import write_json as write_json
 
 _MARK = ".vaeprune-unfinished-"
 _AT_FDCWD = -100
@@ -130,25 +131,6 @@ def _parents(target: Path) -> Iterator[None]:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write strict JSON (no NaN), two spaces deep, with a final newline."""
-    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Parse a JSON file; `what` names it in errors ("config", "plan"). Raises StorageError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise StorageError(f"{path}: no such file, expected the {what}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path}: cannot be read as the {what}: {error}") from error
-    try:
-        return json.loads(text, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise StorageError(f"{path}: is not valid JSON: {error}", f"restore the {what} from its source") from error
-
-
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors; shared or strided memory is copied first."""
     safetensors.torch.save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
@@ -186,10 +168,6 @@ def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
         digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return digest.hexdigest()
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 @contextlib.contextmanager

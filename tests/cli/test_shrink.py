@@ -27,8 +27,8 @@ PARTS = {
     "onnx": {"encoder_max_abs_error", "decoder_max_abs_error"},
 }
 FILES = {
-    "README.md", "config.json", "decoder.onnx", "encoder.onnx", "evidence.json", "model.safetensors", "plan.json",
-    "plan.safetensors",
+    "README.md", "analysis.json", "config.json", "decoder.onnx", "encoder.onnx", "evidence.json", "model.safetensors",
+    "plan.json", "plan.safetensors",
 }  # fmt: skip
 KEPT = [0, 2, 3, 5]
 PER_LATENT = 2 * (16 + 1) + 16  # a row and a bias of both heads, a column of the decoder's first layer
