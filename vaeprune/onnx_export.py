@@ -5,10 +5,7 @@ The batch is dynamic and nothing in the files is random: sampling is left to who
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,25 +24,30 @@ from vaeprune.onnx_running import OnnxFile
 from vaeprune.onnx_saving import save_onnx
 from vaeprune.parts import Part, parts_of
 from vaeprune.posterior import VAE
+from vaeprune.quiet import quiet
 
-ENCODER, DECODER = "encoder.onnx", "decoder.onnx"
+ENCODER, DECODER, AUTOENCODER = "encoder.onnx", "decoder.onnx", "autoencoder.onnx"
 OPSET = 20  # stated, so that a new torch does not change the files
 _OLDEST_OPSET = 11  # what the oldest runtimes in use take; whether a model can be written in it, the exporter says
-_CHECKED_ROWS = 1000
-_BATCHES = (1, 100)
+_BATCHES = {1: 20, 100: 1000}  # rows that are checked at each batch size
 
 
 @dataclass(frozen=True)
 class OnnxErrors:
-    """Largest differences between the ONNX files and PyTorch on real rows.
+    """Differences between the ONNX files and PyTorch on real rows, largest and root-mean-square.
 
-    `encoder_max_abs_error` over mu and logvar; `encoder_range`, `decoder_range`: the spans of PyTorch's outputs.
+    Those of the encoder over mu and logvar; `encoder_range`, `decoder_range`: the spans of PyTorch's outputs. The
+    autoencoder's are None where there is no `autoencoder.onnx`.
     """
 
     encoder_max_abs_error: float
     decoder_max_abs_error: float
     encoder_range: float
     decoder_range: float
+    encoder_rms_error: float | None = None
+    decoder_rms_error: float | None = None
+    autoencoder_max_abs_error: float | None = None
+    autoencoder_rms_error: float | None = None
 
 
 def export_onnx(
@@ -75,44 +77,74 @@ def export_onnx(
 
 
 def onnx_errors(model: VAE, folder: str | Path, rows: Rows) -> OnnxErrors:
-    """Run both files in onnxruntime on up to 1,000 of `rows`, one at a time and in batches, beside PyTorch.
+    """Run the files in onnxruntime on up to 1,000 of `rows`, one at a time and in batches, beside PyTorch.
 
     Single rows are checked on the first 20. Raises ExportError if a file is missing or does not run.
     """
     vae, folder = as_vae(model), Path(folder)
     encoder, decoder = OnnxFile(folder / ENCODER), OnnxFile(folder / DECODER)
-    encoded, decoded = _Difference(), _Difference()
+    whole = OnnxFile(folder / AUTOENCODER) if (folder / AUTOENCODER).exists() else None
+    encoded, decoded, rebuilt = Difference(), Difference(), Difference()
     with measuring(vae):
-        for size in _BATCHES:
-            seen = 0
-            for x, *_ in batches_for(vae, rows, size):
-                posterior = vae.encode(x)
-                mu, logvar = encoder(x)
-                encoded.see(posterior.mean, mu)
-                encoded.see(posterior.logvar, logvar)
-                decoded.see(vae.decode(posterior.mean), decoder(posterior.mean)[0])
-                seen += len(x)
-                if seen >= (_CHECKED_ROWS if size > 1 else 20):
-                    break
-    return OnnxErrors(encoded.largest, decoded.largest, encoded.span, decoded.span)
+        for x in checked_batches(vae, rows):
+            posterior = vae.encode(x)
+            mu, logvar = encoder(x)
+            encoded.see(posterior.mean, mu)
+            encoded.see(posterior.logvar, logvar)
+            x_hat = vae.decode(posterior.mean)
+            decoded.see(x_hat, decoder(posterior.mean)[0])
+            if whole:
+                rebuilt.see(x_hat, whole(x)[0])
+    return OnnxErrors(
+        encoded.largest,
+        decoded.largest,
+        encoded.span,
+        decoded.span,
+        encoded.rms,
+        decoded.rms,
+        rebuilt.largest if whole else None,
+        rebuilt.rms if whole else None,
+    )
 
 
-class _Difference:
-    """Largest difference and span of a reference, over batches."""
+def checked_batches(vae: VAE, rows: Rows) -> Iterator[Tensor]:
+    """The batches that a file is checked on: 20 rows one at a time, then 1,000 in hundreds."""
+    for size, enough in _BATCHES.items():
+        seen = 0
+        for x, *_ in batches_for(vae, rows, size):
+            yield x
+            seen += len(x)
+            if seen >= enough:
+                break
+
+
+class Difference:
+    """Largest and mean square difference from a reference, and the reference's span, over batches."""
 
     def __init__(self) -> None:
         self.largest, self._low, self._high = 0.0, math.inf, -math.inf
+        self._squares, self._count = 0.0, 0
 
     def see(self, reference: Tensor, found: np.ndarray[Any, Any]) -> None:
+        """One more batch. Raises ExportError for another shape."""
         expected = reference.float().cpu().numpy()
         if expected.shape != found.shape:
             raise ExportError(f"ONNX: output has shape {found.shape}, PyTorch gives {expected.shape}")
-        difference = float(np.abs(expected - found).max())
+        differences = np.abs(expected - found)
+        difference = float(differences.max())
         self.largest = max(self.largest, difference if math.isfinite(difference) else math.inf)
+        self._squares += float(np.square(differences, dtype=np.float64).sum())
+        self._count += differences.size
         self._low, self._high = min(self._low, float(expected.min())), max(self._high, float(expected.max()))
 
     @property
+    def rms(self) -> float:
+        """Root of the mean square; infinite where something was not finite."""
+        return math.sqrt(self._squares / self._count) if math.isfinite(self._squares) else math.inf
+
+    @property
     def span(self) -> float:
+        """The reference's largest value less its smallest."""
         return self._high - self._low
 
 
@@ -127,7 +159,7 @@ def _refuse_opset(opset: int) -> None:
 def _exported(part: Part, opset: int) -> Any:
     """An `onnx_ir.Model` of one part."""
     file = f"{part.name}.onnx"
-    with _quiet_exporter():
+    with quiet("torch.onnx", "onnxscript"):  # what opset came out is checked, not read in a log
         try:
             program: Any = torch.onnx.export(
                 part.module,
@@ -145,19 +177,3 @@ def _exported(part: Part, opset: int) -> Any:
     if found != opset:
         raise ExportError(f"{file}: torch's exporter gave opset {found}, expected {opset}", "take a later --opset")
     return program.model
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """The exporter logs and warns about its own internals; errors still come through as exceptions."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
