@@ -16,7 +16,7 @@ import numpy as np
 def main(plan: str, old: str, new: str) -> None:
     """Keep the columns that the plan kept."""
     known = json.loads(Path(plan).read_text(encoding="utf-8"))
-    kept, size = known["kept_latents"], known["latent_size"]
+    kept, size = known["kept_latents"], known["latent_size"]["before"]
     embeddings = np.load(old, mmap_mode="r")
     if embeddings.ndim < 2 or embeddings.shape[1] != size:
         sys.exit(f"{old}: has shape {embeddings.shape}, the plan is for (rows, {size})")

@@ -22,6 +22,7 @@ from vaeprune.evidence import Sampling
 from vaeprune.exporting import LIMITS, Limits, Wanted, export
 from vaeprune.onnx_elbo import onnx_elbo_difference
 from vaeprune.onnx_export import OnnxErrors, onnx_errors
+from vaeprune.onnx_figures import onnx_figures
 from vaeprune.onnx_precision import PRECISIONS, Precision
 
 Measured = Callable[..., None]
@@ -261,6 +262,22 @@ def test_a_lower_precision_is_smaller_and_really_of_that_precision(
     assert sizes[3] < 0.5
     assert exported["fp32"].errors.decoder_rms_error < exported["fp16"].errors.decoder_rms_error
     assert exported["fp16"].errors.decoder_rms_error < exported["int8-static"].errors.decoder_rms_error
+
+
+def test_figures_count_the_same_weights_and_flops_in_every_precision(
+    exported: dict[Precision, exporting.Exported],
+) -> None:
+    for part in ("encoder", "decoder"):
+        found = [onnx_figures(exported[precision].out / f"{part}.onnx") for precision in PRECISIONS]
+        assert len({figures.weights for figures in found}) == 1
+        assert len({figures.flops_per_row for figures in found}) == 1
+        assert found[0].weights == sum(
+            value.numel() for name, value in trained_dense().state_dict().items() if _part(name) == part
+        )
+
+
+def _part(name: str) -> str:
+    return "decoder" if name.startswith(("decoder", "output")) else "encoder"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
