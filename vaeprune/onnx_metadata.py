@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from vaeprune import __version__
 from vaeprune.posterior import VAE
+from vaeprune.version import __version__
 
 
 def metadata_of(vae: VAE) -> dict[str, str]:
