@@ -2,8 +2,10 @@
 
     python prune_embeddings.py small/plan.json old.npy new.npy
 
-new.npy holds, up to rounding, what the shrunk encoder gives for the same rows; an index built on it needs no encoding
-again. The columns that go are reported with what they held, which for idle latents is next to nothing.
+new.npy holds what the shrunk encoder gives for the same rows, so an index built on it needs no encoding again: up to
+rounding with the scope `latents`, up to what hidden channels that were observed constant do on other rows (a few
+thousandths) with the scope `network`. With a budget the encoder is another one: encode again. The columns that go are
+reported with what they held, which for idle latents is next to nothing.
 """
 
 import json

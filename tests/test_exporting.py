@@ -343,6 +343,25 @@ def test_the_elbo_of_the_files_is_measured_with_the_same_noise(
     assert abs(exported["fp32"].sampling.elbo_difference) < 1e-3
 
 
+@pytest.mark.slow
+def test_int8_static_reaches_convolutions_and_transposed_ones(tmp_path: Path) -> None:
+    vae = convolutional([1], channels=6)
+    data = as_data(rows(400, vae.input_shape))
+    exported = export(vae, data, tmp_path / "out", Wanted("int8-static", limits=Limits(0.05, 100)))
+    for part, operator in (("encoder", "Conv"), ("decoder", "ConvTranspose")):
+        graph = onnx.load(tmp_path / "out" / f"{part}.onnx").graph
+        held = {t.name: t.data_type for t in graph.initializer}
+        made_by = {name: node for node in graph.node for name in node.output}
+        readers = [node for node in graph.node if node.op_type == operator]
+        assert len(readers) > 5
+        assert {held[made_by[node.input[1]].input[0]] for node in readers} == {onnx.TensorProto.INT8}
+    (x,) = next(iter(data.verify.batches(50)))
+    mu, _ = run(tmp_path / "out" / "encoder.onnx", x)
+    with torch.no_grad():
+        difference = np.abs(mu - vae.encode(x).mean.numpy()).max()
+    assert 0 < difference < 0.1 * exported.errors.encoder_range
+
+
 def test_int8_dynamic_is_refused_where_it_reaches_no_layer(tmp_path: Path) -> None:
     vae = convolutional([1])
     with pytest.raises(ExportError) as error:

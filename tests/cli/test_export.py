@@ -135,6 +135,19 @@ def test_model_that_does_not_say_its_data_wants_them_named(other_idle_model, ref
     refused("export", other_idle_model, "--out", "files", told=[told])
 
 
+def test_what_help_says_of_defaults_is_what_they_are(vaeprune):
+    from vaeprune.exporting import LIMITS
+    from vaeprune.onnx_export import OPSET
+
+    text = " ".join(vaeprune("export", "--help").out.split())
+    assert f"[default: {OPSET}]" in text
+    largest, half, eight = (LIMITS[name] for name in ("fp32", "fp16", "int8-static"))
+    assert LIMITS["int8-dynamic"] == eight
+    assert f"fp32 ({largest.outputs:.4f}), RMS for fp16 ({half.outputs}) and int8 ({eight.outputs})" in text
+    assert f"{largest.elbo}, and {eight.elbo:g} for int8" in text
+    assert half.elbo == largest.elbo
+
+
 def test_existing_folder_is_refused(busy_model, rows, refused):
     Path("files").mkdir()
     told = "files: already exists; choose another name or pass --force to replace it"
