@@ -20,6 +20,7 @@ CASES = (
     "latent_counts",
     "latent_auto",
     "service",
+    "precisions",
 )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vaeprune.analysis import Analysis
     from vaeprune.analysis.criteria import Criteria
     from vaeprune.analysis.diagnosis import Diagnosis
-    from vaeprune.evidence import Evidence
+    from vaeprune.evidence import Evidence, Gate
     from vaeprune.surgery.plan import ChannelRemoval, Left
 
 _LAW = (0.75, 1.33)
@@ -220,7 +220,7 @@ def training_progress(report: Callable[[str, int, int | None], None]) -> Callabl
     return step
 
 
-def print_evidence(evidence: Evidence) -> None:
+def print_gates(gates: Sequence[Gate]) -> None:
     """Each gate with what was measured and its limit."""
     from rich.table import Table
     from rich.text import Text
@@ -230,11 +230,16 @@ def print_evidence(evidence: Evidence) -> None:
     table.add_column("measured", justify="right")
     table.add_column("limit", justify="right")
     table.add_column("")
-    for gate in evidence.gates:
+    for gate in gates:
         word = Text("passed", style="green") if gate.passed else Text("FAILED", style="bold red")
         table.add_row(gate.name, f"{gate.measured:.3g}", f"{gate.limit:.3g}", word)
-    show(f"\nevidence from {evidence.n_samples:,} rows that had no part in choosing what to cut")
     stdout().print(table)
+
+
+def print_evidence(evidence: Evidence) -> None:
+    """Every gate, then the ELBO and what is no gate."""
+    show(f"\nevidence from {evidence.n_samples:,} rows that had no part in choosing what to cut")
+    print_gates(evidence.gates)
     low, high = evidence.sampling.ci95
     show(
         f"ELBO: {-evidence.sampling.elbo_difference:+.4f} nats per row (95%: {-high:+.4f} to {-low:+.4f}), "

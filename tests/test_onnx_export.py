@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from planted import PlainVAE, assert_untouched, convolutional, dense, rows, snapshot
 from vaeprune.architectures import DenseVAE
 from vaeprune.data import MemoryRows
-from vaeprune.errors import ExportError, ModelError
+from vaeprune.errors import ExportError, ModelError, UsageError
 from vaeprune.onnx_export import export_onnx, onnx_errors
 from vaeprune.posterior import VAE, Posterior
 
@@ -103,6 +103,46 @@ def test_files_of_a_model_in_train_mode_are_those_of_eval_mode_and_it_stays_as_i
 @pytest.mark.slow
 def test_files_of_a_convolutional_network_are_those_of_eval_mode(tmp_path: Path) -> None:
     assert_exported_in_eval_mode(convolutional([1]), tmp_path)
+
+
+# ---- what is asked for
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_files_have_the_opset_asked_for(tmp_path: Path, opset: int) -> None:
+    vae = dense([1])
+    export_onnx(vae, tmp_path, opset=opset)
+    for name in ("encoder.onnx", "decoder.onnx"):
+        (found,) = onnx.load(tmp_path / name).opset_import
+        assert (found.domain, found.version) == ("", opset)
+    x = rows(5)
+    with torch.no_grad():
+        np.testing.assert_allclose(run(tmp_path / "encoder.onnx", x)[0], vae.encode(x).mean.numpy(), atol=1e-5)
+
+
+def test_an_opset_that_cannot_be_written_is_refused_without_a_word_of_the_exporters(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ExportError) as error:
+        export_onnx(dense([1]), tmp_path, opset=12)
+    assert str(error.value) == ("encoder.onnx: torch's exporter gave opset 18, expected 12; take a later --opset")
+    with pytest.raises(UsageError, match=r"^opset: got 10, expected 11 to \d+; the usual one is 20$"):
+        export_onnx(dense([1]), tmp_path, opset=10)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_autoencoder_is_the_mean_path(tmp_path: Path) -> None:
+    vae = dense([1])
+    written = export_onnx(vae, tmp_path, autoencoder=True)
+    assert [path.name for path in written] == ["encoder.onnx", "decoder.onnx", "autoencoder.onnx"]
+    x = rows(9)
+    with torch.no_grad():
+        expected = vae.decode(vae.encode(x).mean)
+    np.testing.assert_allclose(run(written[2], x)[0], expected.numpy(), atol=1e-5)
+    errors = onnx_errors(vae, tmp_path, MemoryRows("rows", rows(30)))
+    assert errors.autoencoder_max_abs_error < 1e-5
+    assert 0 < errors.autoencoder_rms_error <= errors.autoencoder_max_abs_error
 
 
 # ---- comparing

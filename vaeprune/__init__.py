@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from vaeprune.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vaeprune.adapters import adapt as adapt
     from vaeprune.analysis import Analysis as Analysis
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
     from vaeprune.surgery.planning import plan as plan
     from vaeprune.training import train as train
     from vaeprune.verification import verify as verify
-
-__version__ = "0.1.0"
 
 _ROOMS = {
     "Analysis": "analysis",

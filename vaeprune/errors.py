@@ -66,7 +66,18 @@ class ExportError(VaepruneError):
 
 
 class OnnxMismatch(VaepruneError):
-    """An ONNX file that computes something else than the model."""
+    """A deployable file that computes something else than the model; `gates` has every check."""
+
+    def __init__(self, gates: Any) -> None:
+        self.gates = gates
+        super().__init__(
+            f"export failed: {_figures(gate for gate in gates if not gate.passed)}",
+            "nothing was written; take another --precision, or give a wider --onnx-tolerance or --max-elbo-loss",
+        )
+
+
+def _figures(gates: Any) -> str:
+    return ", ".join(f"{gate.name} {gate.measured:.3g} > {gate.limit:.3g}" for gate in gates)
 
 
 _KEEP_OR_WIDEN = "keep the latents concerned with --keep, or give the gate a wider tolerance"
@@ -81,8 +92,9 @@ class VerificationFailed(VaepruneError):
     def __init__(self, evidence: Any, what_to_do: str = _KEEP_OR_WIDEN) -> None:
         self.evidence = evidence
         self.result: Any = None
-        failed = ", ".join(f"{gate.name} {gate.measured:.3g} > {gate.limit:.3g}" for gate in evidence.failed_gates)
-        super().__init__(f"verification failed: {failed}", f"nothing was written; {what_to_do}")
+        super().__init__(
+            f"verification failed: {_figures(evidence.failed_gates)}", f"nothing was written; {what_to_do}"
+        )
 
 
 def one_line(text: str) -> str:

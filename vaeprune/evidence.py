@@ -76,6 +76,10 @@ class Gate:
         """A NaN never passes."""
         return self.measured <= self.limit
 
+    def to_json(self) -> dict[str, Any]:
+        """With the verdict; an infinite figure is a string, since JSON has none."""
+        return {"name": self.name, "measured": _finite(self.measured), "limit": self.limit, "passed": self.passed}
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -111,7 +115,7 @@ class Evidence:
         lists = ("gates", "fired")
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in lists}
         entry = {k: vars(v) if dataclasses.is_dataclass(v) else v for k, v in fields.items()}
-        gates = [dataclasses.asdict(gate) | {"passed": gate.passed} for gate in self.gates]
+        gates = [gate.to_json() for gate in self.gates]
         fired = [dataclasses.asdict(channel) for channel in self.fired]
         return _finite({"passed": self.passed, **entry, "gates": gates, "fired": fired})  # type: ignore[no-any-return]
 

@@ -125,13 +125,19 @@ class Comparison:
 
 
 def compare(
-    before: str | Path, after: str | Path, *, threads: int = 1, repeats: int = 30, progress: Progress | None = None
+    before: str | Path,
+    after: str | Path,
+    *,
+    threads: int = 1,
+    repeats: int = 30,
+    memory: bool = True,
+    progress: Progress | None = None,
 ) -> Comparison:
     """Measure two folders with `encoder.onnx` and `decoder.onnx` at batches of 1, 32 and 256 rows.
 
-    `threads` are onnxruntime's intra-op threads. A repeat calls a model until 2 ms have passed. Raises UsageError for
-    numbers that make no sense, StorageError for files that are missing or damaged, ModelError for those that cannot be
-    run or do not take the same x.
+    `threads` are onnxruntime's intra-op threads. A repeat calls a model until 2 ms have passed. Without `memory` peaks
+    are not measured. Raises UsageError for numbers that make no sense, StorageError for files that are missing or
+    damaged, ModelError for those that cannot be run or do not take the same x.
     """
     if repeats < 3:
         raise UsageError(f"repeats: got {repeats}, expected at least 3", "fewer have no spread to judge by")
@@ -149,7 +155,7 @@ def compare(
             "compare two exports whose data are alike",
         )
     latency = tuple(_latencies(models, threads, repeats, progress))
-    peaks = [_peak_bytes(pair, threads) for pair in models]
+    peaks = [_peak_bytes(pair, threads) if memory else None for pair in models]
     return Comparison(
         str(before),
         str(after),

@@ -17,15 +17,17 @@ from vaeprune.errors import StorageError
 
 PARTS = ("encoder", "decoder")  # vaeprune.onnx_export names the files alike, but importing it would load torch
 _EXPORT = "write one with `vaeprune export`"
-_COUNTED = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+_COUNTED = {"Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger"}
+_SCALED = {"QuantizeLinear", "DequantizeLinear"}  # what they read: values, scale, zero point
 
 
 @dataclass(frozen=True)
 class OnnxFigures:
     """Of one file, or of several together.
 
-    `weights`: elements of the float initialisers. `file_bytes`: with external data. `flops_per_row`: multiplications
-    and additions of Conv, ConvTranspose, Gemm and MatMul at batch 1; None where a shape stays unknown.
+    `weights`: elements of the initialisers but for shapes, and for the scales of weights in 8 bits. `file_bytes`: with
+    external data. `flops_per_row`: multiplications and additions of Conv, ConvTranspose, Gemm and MatMul at batch 1, in
+    8 bits, too; None where a shape stays unknown.
     """
 
     weights: int
@@ -65,9 +67,26 @@ def onnx_figures(path: Path) -> OnnxFigures:
         raise StorageError(f"{path}: is no ONNX model: {first_line(error)}", _EXPORT) from error
     if not model.graph.output:  # an empty file, too, is a message that protobuf can read
         raise StorageError(f"{path}: is no ONNX model: it has no outputs", _EXPORT)
-    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16}
-    weights = sum(math.prod(tensor.dims) for tensor in model.graph.initializer if tensor.data_type in floats)
+    kinds = onnx.TensorProto
+    held = {kinds.FLOAT, kinds.DOUBLE, kinds.FLOAT16, kinds.BFLOAT16, kinds.INT8, kinds.UINT8, kinds.INT32}
+    scales = _scales(model.graph.node)
+    tensors = [t for t in model.graph.initializer if t.data_type in held and t.name not in scales]
+    weights = sum(math.prod(tensor.dims) for tensor in tensors)
     return OnnxFigures(weights, path.stat().st_size + _external_bytes(path, model), _flops(path, model))
+
+
+def _scales(nodes: Any) -> set[str]:
+    """Names of the scales and zero points of weights in 8 bits; a dynamic scale is first multiplied by the input's."""
+    of_inputs = {node.output[1] for node in nodes if node.op_type == "DynamicQuantizeLinear"}
+    found: set[str] = set()
+    for node in nodes:
+        if node.op_type in _SCALED:
+            found |= set(node.input[1:])
+        elif node.op_type == "MatMulInteger":
+            found |= set(node.input[2:])
+        elif node.op_type == "Mul" and of_inputs & set(node.input):
+            found |= set(node.input)
+    return found
 
 
 def _external_bytes(path: Path, model: Any) -> int:

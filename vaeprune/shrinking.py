@@ -262,6 +262,7 @@ class _Job:
             "recovered_epochs": self.recovery.epochs,
             "before": provenance.get("shrunk"),
         }
+        final.provenance |= {"shrunk": entry}  # the ONNX files say so, too
         shrunk = ModelFolder(final, provenance.get("training"), entry)
         results: list[Shrunk] = []
 
@@ -278,7 +279,6 @@ class _Job:
             results.append(result)
 
         write_model_folder(shrunk, target, force=force, more=more)
-        final.provenance |= {"shrunk": entry}
         return dataclasses.replace(results[0], out=target)
 
 

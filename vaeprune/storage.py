@@ -28,6 +28,9 @@ from vaeprune.json_files import read_json as read_json
 from vaeprune.json_files import write_json as write_json
 
 _MARK = ".vaeprune-unfinished-"
+_EXPORTED = {
+    f"{part}.{ending}" for part in ("encoder", "decoder", "autoencoder") for ending in ("onnx", "onnx.data", "pt2")
+}
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -62,7 +65,7 @@ def refuse_foreign_folder(target: Path) -> None:
 
 def _is_own(folder: Path) -> bool:
     """Whether a folder was written by this package: a model, or exported files alone."""
-    if {path.name for path in folder.iterdir()} <= {"encoder.onnx", "decoder.onnx"}:
+    if {path.name for path in folder.iterdir()} <= _EXPORTED:
         return True
     try:
         entry = json.loads((folder / "config.json").read_text(encoding="utf-8"))
