@@ -90,17 +90,17 @@ def onnx_errors(model: VAE, folder: str | Path, rows: Rows) -> OnnxErrors:
     Single rows are checked on the first 20. Raises ExportError if a file is missing or does not run.
     """
     vae, folder = as_vae(model), Path(folder)
-    encoder, decoder = _session(folder / ENCODER), _session(folder / DECODER)
+    encoder, decoder = session_of(folder / ENCODER), session_of(folder / DECODER)
     encoded, decoded = _Difference(), _Difference()
     with measuring(vae):
         for size in _BATCHES:
             seen = 0
             for x, *_ in batches_for(vae, rows, size):
                 posterior = vae.encode(x)
-                mu, logvar = _run(encoder, x, folder / ENCODER)
+                mu, logvar = run_session(encoder, x, folder / ENCODER)
                 encoded.see(posterior.mean, mu)
                 encoded.see(posterior.logvar, logvar)
-                decoded.see(vae.decode(posterior.mean), _run(decoder, posterior.mean, folder / DECODER)[0])
+                decoded.see(vae.decode(posterior.mean), run_session(decoder, posterior.mean, folder / DECODER)[0])
                 seen += len(x)
                 if seen >= (_CHECKED_ROWS if size > 1 else 20):
                     break
@@ -150,7 +150,8 @@ def _write(module: nn.Module, example: Tensor, path: Path, name: str, outputs: l
     program.save(path)
 
 
-def _session(path: Path) -> Any:
+def session_of(path: Path) -> Any:
+    """An ONNX file in onnxruntime, on the CPU. Raises ExportError."""
     import onnxruntime  # heavy, and only needed here
 
     if not path.is_file():
@@ -163,7 +164,8 @@ def _session(path: Path) -> Any:
         raise ExportError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from error
 
 
-def _run(session: Any, value: Tensor, path: Path) -> list[np.ndarray[Any, Any]]:
+def run_session(session: Any, value: Tensor, path: Path) -> list[np.ndarray[Any, Any]]:
+    """All outputs for `value` (B, ...) as the one input; `path` names the file in errors. Raises ExportError."""
     try:
         outputs: list[np.ndarray[Any, Any]] = session.run(None, {session.get_inputs()[0].name: value.cpu().numpy()})
     except Exception as error:
