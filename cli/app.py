@@ -9,8 +9,12 @@ from .bench import bench
 from .encode import encode
 from .export import export
 from .grow import grow
+from .reconstruct import reconstruct
+from .report import report
+from .sample import sample
 from .shrink import shrink
 from .train import train
+from .traverse import traverse
 from .verify import verify
 
 app = typer.Typer(
@@ -20,7 +24,9 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, analyze, shrink, grow, verify, export, encode, bench):
+for command in (
+    train, analyze, shrink, grow, verify, export, encode, report, sample, reconstruct, traverse, bench,
+):  # fmt: skip
     app.command()(command)
 
 

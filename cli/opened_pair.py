@@ -34,7 +34,7 @@ def open_pair(
 ) -> OpenedPair:
     """Open A and the folder B; rows are parted by the plan's seed, so that none that chose the cut judges it.
 
-    If A is named by import path, the same class is used for B. Raises PlanError if the plan is for other weights than A.
+    If A is named by import path, the same class is used for B. Raises PlanError if the plan is for other weights.
     """
     from vaeprune.onnx_export import DECODER, ENCODER
     from vaeprune.surgery.cut import refuse_other_weights

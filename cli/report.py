@@ -47,7 +47,9 @@ def report(
     if against is not None:
         pair = open_pair(model, against, rows, reading, plan, device, quiet)
         vae, sets = pair.original, pair.sets
-        other = Against(pair.smaller, str(against), pair.plan, pair.onnx, bool(pair.fine_tuned_epochs), gates.tolerances())
+        other = Against(
+            pair.smaller, str(against), pair.plan, pair.onnx, bool(pair.fine_tuned_epochs), gates.tolerances()
+        )
     else:
         sets, other = rows.open(input_range=reading.input_range), None
         vae = o.open_model(model, reading, sets, device, quiet)

@@ -71,5 +71,7 @@ def _taken(session: Any, path: Path) -> tuple[tuple[int, ...], torch.dtype]:
         raise ExportError(f"{path}: takes {len(inputs)} inputs, expected one", "conditions are not exported")
     shape, kind = inputs[0].shape[1:], inputs[0].type
     if kind not in _TYPES or not shape or not all(isinstance(size, int) for size in shape):
-        raise ExportError(f"{path}: takes {kind} of shape {inputs[0].shape}, expected floats of a shape known but for B")
+        raise ExportError(
+            f"{path}: takes {kind} of shape {inputs[0].shape}, expected floats of a shape known but for B"
+        )
     return tuple(shape), _TYPES[kind]

@@ -1,4 +1,4 @@
-"""From matplotlib's figures to SVG that stands inside a page and takes its colours from the page's light or dark scheme.
+"""From matplotlib's figures to SVG that stands inside a page and takes its colours from the page's scheme.
 
 A figure is drawn in stand-in colours, which become CSS variables. The bytes depend on what is drawn alone.
 """
@@ -72,10 +72,8 @@ def svg_of(drawn: Figure, name: str) -> str:
 
 
 def png_of(drawn: Figure, scale: float) -> bytes:
-    """The figure as PNG, dark on white, `scale` pixels for an inch."""
+    """The figure as PNG on white, `scale` pixels for an inch; its stand-in colours are all but black."""
     room = io.BytesIO()
-    for part in drawn.findobj(match=lambda artist: hasattr(artist, "set_color") and hasattr(artist, "get_color")):
-        part.set_color("#222222")
     drawn.savefig(room, format="png", dpi=scale, facecolor="white", metadata={"Software": None})
     return room.getvalue()
 

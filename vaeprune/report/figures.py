@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -34,14 +35,21 @@ def scatter(analysis: Analysis) -> Plot:
     axes.set_ylabel("E σ²: how little its posterior knows (1: the prior)")
     idle = (low, limits.posterior_variance)
     axes.add_patch(Rectangle(idle, limits.variance - low, top - idle[1], color=ZONES["inactive"], linewidth=0))
-    axes.add_patch(Rectangle((limits.variance, -1), high - limits.variance, top + 1, color=ZONES["active"], linewidth=0))
+    axes.add_patch(
+        Rectangle((limits.variance, -1), high - limits.variance, top + 1, color=ZONES["active"], linewidth=0)
+    )
     axes.axvline(limits.variance, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.plot([low, limits.variance], [limits.posterior_variance] * 2, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.plot(
+        [low, limits.variance], [limits.posterior_variance] * 2, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3))
+    )
     law = np.geomspace(low, 1.0, 200)
     axes.plot(law, 1 - law, color=MUTED, linewidth=0.9)
     axes.annotate("Var μ + E σ² = 1", (0.42, 0.58), (low * 1.4, 0.4), color=MUTED, size=8.5, arrowprops=_POINTER)
     for latent, variance in zip(latents, variances, strict=True):
-        spread = _around(variance, latent.variance_ci95), _around(latent.posterior_variance, latent.posterior_variance_ci95)
+        spread = (
+            _around(variance, latent.variance_ci95),
+            _around(latent.posterior_variance, latent.posterior_variance_ci95),
+        )
         axes.errorbar(
             variance, latent.posterior_variance, xerr=spread[0], yerr=spread[1], linestyle="none", elinewidth=1,
             color=COLOURS[latent.verdict], marker=MARKERS[latent.verdict], markersize=6, markeredgewidth=0,
@@ -94,7 +102,7 @@ def training(history: History, verdicts: Sequence[str]) -> Plot | None:
     )
 
 
-_DASHES: dict[str, str | tuple[int, tuple[float, ...]]] = {
+_DASHES: dict[str, Any] = {
     "active": "-", "mixed": (0, (1.2, 1.2)), "inactive": (0, (4, 1.8)),
 }  # fmt: skip
 
@@ -129,7 +137,7 @@ def _number(axes: Axes, latents: Sequence[Latent], variances: Sequence[float]) -
     """Each point's number, where it covers as little as possible of points and other numbers."""
     axes.figure.draw_without_rendering()  # type: ignore[union-attr]
     points = axes.transData.transform([(v, la.posterior_variance) for v, la in zip(variances, latents, strict=True)])
-    scale = axes.figure.dpi / 72  # type: ignore[union-attr]
+    scale = axes.figure.dpi / 72
     taken = [tuple(point) for point in points]
     turns = [(math.cos(a), math.sin(a), r) for r in (11, 19, 27, 36) for a in np.arange(0.3, 6.5, math.pi / 4)]
     for latent, variance, (x, y) in zip(latents, variances, points, strict=True):
@@ -150,7 +158,16 @@ def _number(axes: Axes, latents: Sequence[Latent], variances: Sequence[float]) -
 
 def _zone_names(axes: Axes, x: tuple[float, float], limits: tuple[float, float]) -> None:
     axes.text(x[0] * 1.15, limits[1] - 0.03, "idle by the encoder ↑", color=MUTED, size=8.5, va="top")
-    axes.text(x[1] / 1.1, 0.97, "mean moves", transform=axes.get_xaxis_transform(), color=MUTED, size=8.5, ha="right", va="top")
+    axes.text(
+        x[1] / 1.1,
+        0.97,
+        "mean moves",
+        transform=axes.get_xaxis_transform(),
+        color=MUTED,
+        size=8.5,
+        ha="right",
+        va="top",
+    )
 
 
 def _verdict_legend(axes: Axes, latents: Sequence[Latent]) -> None:

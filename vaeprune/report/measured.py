@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import torch
 
@@ -23,7 +23,9 @@ _LIBRARIES = ("torch", "numpy", "onnxruntime", "matplotlib", "jinja2")
 Entry = tuple[str, str]
 
 
-def how(models: Compared, sets: DataSets, analysis: Analysis, plan: Plan | None, evidence: Evidence | None) -> list[Entry]:
+def how(
+    models: Compared, sets: DataSets, analysis: Analysis, plan: Plan | None, evidence: Evidence | None
+) -> list[Entry]:
     """Names and values: rows, seed, hashes, thresholds, versions."""
     from vaeprune import __version__
 
@@ -69,10 +71,5 @@ def _scored(likelihood: Likelihood) -> str:
 
 
 def _versions() -> str:
-    found = []
-    for name in _LIBRARIES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:  # a build without metadata
-            found.append(f"{name} of unknown version")
+    found = [f"{name} {version(name)}" for name in _LIBRARIES]
     return ", ".join([f"Python {platform.python_version()}", *found, f"{torch.get_num_threads()} threads"])

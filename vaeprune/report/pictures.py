@@ -50,6 +50,10 @@ class Compared:
             kept = tuple(range(before.latent_size))
         return cls(before, after, kept)
 
+    def both(self) -> list[VAE]:
+        """The models there are."""
+        return [vae for vae in (self.before, self.after) if vae is not None]
+
     def narrowed(self, z: Tensor) -> Tensor:
         """Latents z (B, D, ...) of the first as the second takes them."""
         if self.kept is None:
@@ -64,13 +68,12 @@ class Compared:
 class Drawn:
     """Outputs for the same rows or the same noise, (N, *input_shape) each, in data units.
 
-    `original`: the rows themselves, None where there are none. `after` is None without a second model or a set of
-    latents to hold.
+    `after` is None without another side, `original`, the rows themselves, where there are none.
     """
 
     before: Tensor
-    original: Tensor | None = None
     after: Tensor | None = None
+    original: Tensor | None = None
 
     @property
     def difference(self) -> Tensor | None:
@@ -79,20 +82,14 @@ class Drawn:
 
 
 @dataclass(frozen=True, eq=False)
-class Traversal:
-    """What becomes of one row while one latent moves: (steps, *input_shape) each.
+class Traversal(Drawn):
+    """What becomes of one row while one latent moves: N steps of it."""
 
-    `moves`: RMS change of `before` from its mean over the steps, in data units. `after` is None where the second model
-    has not got the latent.
-    """
-
-    latent: int
-    before: Tensor
-    after: Tensor | None
+    latent: int = 0
 
     @property
     def moves(self) -> float:
-        """RMS distance of the steps from their mean."""
+        """RMS distance of `before` from its mean over the steps, in data units."""
         values = self.before.double()
         return float((values - values.mean(0)).square().mean().sqrt())
 
@@ -102,49 +99,73 @@ def rows_to_draw(vae: VAE, sets: DataSets, count: int, seed: int) -> Batch:
     return next(batches_for(vae, some_of(sets.verify, count, seed)))
 
 
-def held(z: Tensor, latents: Sequence[int], at: Sequence[float] | None = None) -> Tensor:
-    """A copy of z (B, D, ...) in which `latents` stand at a value each, 0 unless `at` says otherwise."""
-    z = z.clone()
-    for position, latent in enumerate(latents):
-        z[:, latent] = 0.0 if at is None else at[position]
-    return z
+@dataclass(frozen=True)
+class Held:
+    """Latents that stand still: `latents[j]` at `at[j]`, or all at 0 where `at` is empty."""
+
+    latents: tuple[int, ...] = ()
+    at: tuple[float, ...] = ()
+
+    def hold(self, z: Tensor) -> Tensor:
+        """A copy of z (B, D, ...) in which they do."""
+        z = z.clone()
+        for position, latent in enumerate(self.latents):
+            z[:, latent] = self.at[position] if self.at else 0.0
+        return z
 
 
-def reconstructions(
-    models: Compared, batch: Batch, idle: Sequence[int] = (), at: Sequence[float] | None = None
-) -> Drawn:
-    """Rows x, decode(mean of x), and the same by the second model, or with the latents `idle` held."""
-    x, *condition = batch
-    with measuring(*_both(models)):
-        mean = models.before.encode(x, *condition).mean
-        after = None
-        if models.after is not None:
-            after = models.after.decode(models.after.encode(x, *condition).mean, *condition)
-        elif idle:
-            after = models.before.decode(held(mean, idle, at), *condition)
-        return Drawn(models.before.decode(mean, *condition), x, after)
+NOTHING_HELD = Held()
 
 
-def prior_samples(
-    models: Compared,
-    count: int,
-    seed: int,
-    condition: Sequence[Tensor] = (),
-    idle: Sequence[int] = (),
-    at: Sequence[float] | None = None,
-) -> Drawn:
-    """decode(z) for `count` z from N(0, I), and the same z for the second model, or with `idle` held (Asperti, Fig. 4).
+@dataclass(frozen=True)
+class Sides:
+    """What is compared: a model before and after a cut, or, without a second one, with and without latents held.
 
-    `condition`: of `count` rows each.
+    With both, the first model has them held.
     """
-    z = noise(models.before, count, seed)
-    with measuring(*_both(models)):
-        after = None
+
+    models: Compared
+    held: Held = NOTHING_HELD
+
+    def decode(self, z: Tensor, condition: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """E[x | z] on both sides for z (B, D, ...) of the first model; None without a second side."""
+        models = self.models
         if models.after is not None:
-            after = models.after.decode(models.narrowed(z), *condition)
-        elif idle:
-            after = models.before.decode(held(z, idle, at), *condition)
-        return Drawn(models.before.decode(z, *condition), None, after)
+            first = models.before.decode(self.held.hold(z), *condition)
+            return first, models.after.decode(models.narrowed(z), *condition)
+        held = models.before.decode(self.held.hold(z), *condition) if self.held.latents else None
+        return models.before.decode(z, *condition), held
+
+    def names(self) -> tuple[str, ...]:
+        """How the sides are called."""
+        held = "inactive held"
+        if self.models.after is not None:
+            return (f"before, {held}" if self.held.latents else "before", "after")
+        return ("model", held) if self.held.latents else ("model",)
+
+
+def reconstructions(sides: Sides, batch: Batch) -> Drawn:
+    """Rows x, decode(mean of x), and the same on the other side."""
+    x, *condition = batch
+    models = sides.models
+    with measuring(*models.both()):
+        mean = models.before.encode(x, *condition).mean
+        if models.after is None:
+            return Drawn(*sides.decode(mean, condition), x)
+        first = models.before.decode(sides.held.hold(mean), *condition)
+        return Drawn(first, models.after.decode(models.after.encode(x, *condition).mean, *condition), x)
+
+
+def prior_samples(sides: Sides, count: int, seed: int, condition: Sequence[Tensor] = ()) -> Drawn:
+    """decode(z) for `count` z from N(0, I), the same on both sides (Asperti, Fig. 4); `condition`: of so many rows."""
+    z = noise(sides.models.before, count, seed)
+    with measuring(*sides.models.both()):
+        return Drawn(*sides.decode(z, condition))
+
+
+def conditions(batch: Batch, count: int) -> list[Tensor]:
+    """The conditions of a batch's rows, `count` of them, from the first again where there are fewer."""
+    return [part[torch.arange(count, device=part.device) % len(part)] for part in batch[1:]]
 
 
 def noise(vae: VAE, count: int, seed: int) -> Tensor:
@@ -157,7 +178,7 @@ def noise(vae: VAE, count: int, seed: int) -> Tensor:
 
 
 def traversals(
-    models: Compared,
+    sides: Sides,
     start: Tensor,
     latents: Sequence[int],
     steps: int,
@@ -171,19 +192,26 @@ def traversals(
     """
     if steps < 2:
         raise UsageError(f"steps: got {steps}, expected at least 2")
+    size = sides.models.before.latent_size
+    if any(not 0 <= latent < size for latent in latents):
+        raise UsageError(f"latents: got {', '.join(map(str, latents))}, expected numbers from 0 to {size - 1}")
     values = torch.linspace(-reach, reach, steps).to(start)
     found = []
-    with measuring(*_both(models)):
+    with measuring(*sides.models.both()):
         again = [c.expand(steps, *c.shape[1:]) for c in condition]
         for latent in latents:
             z = start.repeat(steps, *[1] * (start.dim() - 1))
             shift = values.view(-1, *[1] * (start.dim() - 2))
             z[:, latent] = z[:, latent] + shift if start.dim() > 2 else shift
-            after = None
-            if models.after is not None and models.kept is not None and latent in models.kept:
-                after = models.after.decode(models.narrowed(z), *again)
-            found.append(Traversal(latent, models.before.decode(z, *again), after))
+            found.append(Traversal(*sides.decode(z, again), latent=latent))
     return found
+
+
+def start_of(vae: VAE, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    """Where a traversal starts: the mean of the first row's posterior (1, *latent_shape), and the row's conditions."""
+    x, *condition = (part[:1] for part in batch)
+    with measuring(vae):
+        return vae.encode(x, *condition).mean, condition
 
 
 def amplification(difference: Tensor, span: float) -> int:
@@ -194,7 +222,3 @@ def amplification(difference: Tensor, span: float) -> int:
     room = span / largest
     factors = [m * 10**power for power in range(12) for m in (1, 2, 5)]
     return max((factor for factor in factors if factor <= room), default=1)
-
-
-def _both(models: Compared) -> list[VAE]:
-    return [vae for vae in (models.before, models.after) if vae is not None]

@@ -8,11 +8,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vaeprune.adapters import measuring
 from vaeprune.analysis import Analysis
 from vaeprune.data import Batch
-from vaeprune.posterior import VAE
-from vaeprune.report.pictures import Compared, Drawn, amplification, prior_samples, reconstructions, traversals
+from vaeprune.report.pictures import (
+    Compared,
+    Drawn,
+    Held,
+    Sides,
+    amplification,
+    conditions,
+    prior_samples,
+    reconstructions,
+    start_of,
+    traversals,
+)
 from vaeprune.report.rows_seen import Seen
 from vaeprune.report.strips import CELL, Strip, difference_view, strip
 
@@ -44,16 +53,15 @@ class Gallery:
 
 def gallery(models: Compared, view: Seen, analysis: Analysis, rows: Batch, seed: int, by_kl: Sequence[int]) -> Gallery:
     """Draw everything; `rows` to reconstruct, `by_kl`: latents in the order they are shown."""
-    idle = analysis.indices("inactive") if models.after is None else []
-    at = [analysis.latents[i].mean for i in idle]
+    idle = tuple(analysis.indices("inactive")) if models.after is None else ()
+    sides = Sides(models, Held(idle, tuple(analysis.latents[i].mean for i in idle)))
     what = _Words(models.after is not None)
-    found = reconstructions(models, rows, idle, at)
+    found = reconstructions(sides, rows)
     samples = None
     if models.after is None or models.kept is not None:
-        condition = [part[:1].expand(COLUMNS, *part.shape[1:]) for part in rows[1:]]
-        samples = _samples(prior_samples(models, COLUMNS, seed, condition, idle, at), view, what)
+        samples = _samples(prior_samples(sides, COLUMNS, seed, conditions(rows, COLUMNS)), view, what)
     first, rest = by_kl[:FIRST], by_kl[FIRST : FIRST + _MOST_FOLDED]
-    walk = _Walk.of(models.before, view, analysis, rows)
+    walk = _Walk(Sides(Compared(models.before)), view, analysis, *start_of(models.before, rows))
     return Gallery(
         Section(_compared(found, view, what, "reconstruction"), _told_of(found, view, what)),
         samples,
@@ -66,17 +74,11 @@ def gallery(models: Compared, view: Seen, analysis: Analysis, rows: Batch, seed:
 class _Walk:
     """From the mean of one row's posterior, latent by latent."""
 
-    vae: VAE
+    sides: Sides
     view: Seen
     analysis: Analysis
     start: Tensor
     condition: list[Tensor]
-
-    @classmethod
-    def of(cls, vae: VAE, view: Seen, analysis: Analysis, rows: Batch) -> _Walk:
-        x, *condition = (part[:1] for part in rows)
-        with measuring(vae):
-            return cls(vae, view, analysis, vae.encode(x, *condition).mean, condition)
 
     def told(self) -> str:
         maps = ", moved by that much at all its places" if self.start.dim() > 2 else ""
@@ -88,7 +90,7 @@ class _Walk:
 
     def strips(self, latents: Sequence[int], steps: int, cell: int, points: int = 80) -> tuple[Strip, ...]:
         made = []
-        for found in traversals(Compared(self.vae), self.start, latents, steps, self.condition):
+        for found in traversals(self.sides, self.start, latents, steps, self.condition):
             moves = f"{found.moves / self.view.span():.1%}"
             alt = f"what the decoder gives while latent {found.latent} goes from -3 to 3: it moves by {moves}"
             label = f"{found.latent} {self.analysis.latents[found.latent].verdict} {moves}"
@@ -151,5 +153,7 @@ def _cell(view: Seen, count: int) -> int:
     if not view.is_picture or not count:
         return CELL
     channels, height, width = view.shape
-    side = math.sqrt(_FOLDED_BYTES / (count * _FOLDED_STEPS * channels)) * max(height, width) / math.sqrt(height * width)
+    side = (
+        math.sqrt(_FOLDED_BYTES / (count * _FOLDED_STEPS * channels)) * max(height, width) / math.sqrt(height * width)
+    )
     return max(8, min(48, int(side)))

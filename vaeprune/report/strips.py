@@ -14,13 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vaeprune.report.drawing import AFTER, BEFORE, FAINT, png_of, svg_of
+from vaeprune.report.drawing import BEFORE, FAINT, svg_of
 from vaeprune.report.rows_seen import Pixels, Seen
 
 CELL = 96  # pixels of a picture's longer side on a page
-_LINE_POINTS = 160
 _LINE_CELL = (1.1, 0.62)  # inches
-_DOTS = 96
+DOTS = 96
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ def strip(view: Seen, values: Tensor, label: str, alt: str, name: str, most: int
         width = len(pixels) * (pixels.shape[2] * grown + 2)
         return Strip(label, alt, width, png=f"data:image/png;base64,{address}")
     drawn = lines(view, [values], points)
-    return Strip(label, alt, round(len(values) * _LINE_CELL[0] * _DOTS * 0.75), svg=svg_of(drawn, name))
+    return Strip(label, alt, round(len(values) * _LINE_CELL[0] * DOTS * 0.75), svg=svg_of(drawn, name))
 
 
 def difference_view(view: Seen, factor: int) -> Seen:
@@ -72,24 +71,6 @@ def png(pixels: Pixels) -> bytes:
     return room.getvalue()
 
 
-def picture_sheet(panels: Sequence[Sequence[Pixels]], least: int = 640) -> Pixels:
-    """Panels side by side, each of rows of pictures (N, H, W, C), as one picture (H, W, 3) on a light grey ground.
-
-    Small pictures are enlarged by a whole factor until the sheet is `least` pixels wide.
-    """
-    made = [np.concatenate([_row(row) for row in rows]) for rows in panels]
-    gutter = np.full((made[0].shape[0], 6, 3), 205, np.uint8)
-    sheet = np.concatenate([part for panel in made for part in (panel, gutter)][:-1], axis=1)
-    factor = max(1, -(-least // sheet.shape[1]))
-    return sheet.repeat(factor, 0).repeat(factor, 1)
-
-
-def line_sheet(view: Seen, panels: Sequence[Sequence[Tensor]]) -> bytes:
-    """The same for rows that are no pictures: panels of rows of lines, as PNG."""
-    rows = [[row for panel in panels for row in panel[i]] for i in range(len(panels[0]))]
-    return png_of(lines(view, [np.stack([np.asarray(cell) for cell in row]) for row in rows], _LINE_POINTS), _DOTS)
-
-
 def lines(view: Seen, rows: Sequence[Tensor | NDArray[np.floating]], points: int) -> Figure:
     """Rows of cells, each the line of one row's values between `view.low` and `view.high`; longer ones are thinned."""
     grid = [_thinned(np.asarray(row, dtype=np.float64).reshape(len(row), -1), points) for row in rows]
@@ -105,7 +86,10 @@ def lines(view: Seen, rows: Sequence[Tensor | NDArray[np.floating]], points: int
         across = np.linspace(0.06, 0.94, row.shape[1])
         heights = 0.06 + 0.88 * np.clip((row - view.low) / view.span(), 0, 1)
         cells += [np.column_stack([across + c, height + bottom]) for c, height in enumerate(heights)]
-        floors += [np.array([[c + 0.04, bottom + 0.06 + 0.88 * zero], [c + 0.96, bottom + 0.06 + 0.88 * zero]]) for c in range(len(row))]
+        floors += [
+            np.array([[c + 0.04, bottom + 0.06 + 0.88 * zero], [c + 0.96, bottom + 0.06 + 0.88 * zero]])
+            for c in range(len(row))
+        ]
     axes.add_collection(LineCollection(floors, colors=FAINT, linewidths=0.8))
     axes.add_collection(LineCollection(cells, colors=BEFORE, linewidths=1.0))
     return drawn
@@ -113,13 +97,3 @@ def lines(view: Seen, rows: Sequence[Tensor | NDArray[np.floating]], points: int
 
 def _thinned(row: NDArray[np.float64], points: int) -> NDArray[np.float64]:
     return row[:, :: -(-row.shape[1] // points)]
-
-
-def _row(pixels: Pixels, gap: int = 1) -> Pixels:
-    """Pictures (N, H, W, C) beside each other in colour, a light grey line after each and below."""
-    count, height, width, _ = pixels.shape
-    colour = pixels if pixels.shape[3] == 3 else pixels.repeat(3, 3)
-    sheet = np.full((height + gap, count * (width + gap), 3), 205, np.uint8)
-    for i in range(count):
-        sheet[:height, i * (width + gap) : i * (width + gap) + width] = colour[i]
-    return sheet

@@ -190,10 +190,10 @@ def _warnings(
     if evidence is not None and not evidence.passed:
         failed = ", ".join(gate.name for gate in evidence.failed_gates)
         yield f"the two models do not give the same outputs: {failed} failed"
-    for symptom in analysis.diagnosis.symptoms:
-        yield symptom
+    yield from analysis.diagnosis.symptoms
     for finding in analysis.diagnosis.findings:
-        yield f"{'cause' if finding.named else 'may be'}: {finding.title}; by: {finding.evidence}; change: {finding.remedy}"
+        sure = "cause" if finding.named else "may be"
+        yield f"{sure}: {finding.title}; by: {finding.evidence}; change: {finding.remedy}"
     if not _decodes(models.before):
         yield "no decoder could be called with z: verdicts rest on the encoder alone, and nothing is drawn"
     elif any(latent.ablation_cost is None for latent in analysis.latents):
