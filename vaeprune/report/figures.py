@@ -19,6 +19,7 @@ from vaeprune.training import History
 VERDICTS = ("active", "mixed", "inactive")
 _NAMED = 40  # with more latents, numbers beside the points would hide them
 _LEAST_VARIANCE = 1e-7
+_LEAST_REACH = 0.05  # nats: shorter bars are not blown up
 _POINTER = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
 
 
@@ -44,7 +45,7 @@ def scatter(analysis: Analysis) -> Plot:
     )
     law = np.geomspace(low, 1.0, 200)
     axes.plot(law, 1 - law, color=MUTED, linewidth=0.9)
-    axes.annotate("Var μ + E σ² = 1", (0.42, 0.58), (low * 1.4, 0.4), color=MUTED, size=8.5, arrowprops=_POINTER)
+    axes.text(0.4, 0.5, "Var μ + E σ² = 1", color=MUTED, size=8.5, ha="right")
     for latent, variance in zip(latents, variances, strict=True):
         spread = (
             _around(variance, latent.variance_ci95),
@@ -111,7 +112,7 @@ def _bars(axes: Axes, latents: Sequence[Latent], values: Sequence[float | None],
     """Horizontal bars with their figures; what was not measured has none."""
     styled(axes, "x").set_xlabel(label)
     numbers = [value or 0.0 for value in values]
-    reach = max(0.0, *numbers) - min(0.0, *numbers) or 1.0
+    reach = max(_LEAST_REACH, *numbers) - min(0.0, *numbers)
     for place, (latent, value) in enumerate(zip(latents, values, strict=True)):
         if value is None:
             continue
@@ -119,7 +120,7 @@ def _bars(axes: Axes, latents: Sequence[Latent], values: Sequence[float | None],
         axes.barh(place, value, height=0.7, facecolor=colour, linewidth=0, zorder=2)
         axes.plot(0, place, color=colour, marker=MARKERS[latent.verdict], markersize=4.5, markeredgewidth=0, zorder=3)
         axes.text(max(value, 0.0) + 0.035 * reach, place, _short(value), va="center", size=8, color=INK)
-    axes.set_xlim(min(0.0, *numbers) - 0.04 * reach, max(0.0, *numbers) + 0.24 * reach)
+    axes.set_xlim(min(0.0, *numbers) - 0.04 * reach, max(_LEAST_REACH, *numbers) + 0.24 * reach)
 
 
 def _short(value: float) -> str:

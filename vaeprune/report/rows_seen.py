@@ -16,6 +16,8 @@ from vaeprune.posterior import VAE
 
 _COLOURS = (1, 3)
 _LEAST_SIDE = 2
+_ENDS = (0.001, 0.999)
+_MOST_VALUES = 1_000_000
 
 Pixels = NDArray[np.uint8]
 
@@ -97,5 +99,7 @@ def _range(vae: VAE, rows: MemoryRows | None) -> tuple[float, float]:
         return rows.scaled_to
     if vae.likelihood.kind == "bernoulli" or rows is None:
         return 0.0, 1.0
-    values = rows.tensors[0]
-    return float(torch.amin(values)), float(torch.amax(values))
+    values = rows.tensors[0].double().flatten()
+    few = values[:: -(-len(values) // _MOST_VALUES)]
+    low, high = torch.quantile(few, torch.tensor(_ENDS, dtype=few.dtype)).tolist()  # one outlier would flatten all else
+    return (low, high) if low < high else (low - 0.5, low + 0.5)

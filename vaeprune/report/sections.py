@@ -117,7 +117,9 @@ def _compared(drawn: Drawn, view: Seen, what: _Words, kind: str) -> tuple[Strip,
     count = len(drawn.before)
     strips = []
     if drawn.original is not None:
-        strips.append(strip(view, drawn.original, "original", f"{count} rows of the data", f"{kind}-original"))
+        strips.append(
+            strip(view, drawn.original, "original", f"{count} rows of the data, as they are", f"{kind}-original")
+        )
     told = f"{count} {kind}s by the model{' before the cut' if what.cut else ''}"
     strips.append(strip(view, drawn.before, what.before, told, f"{kind}-before"))
     if drawn.after is None or drawn.difference is None:

@@ -23,7 +23,7 @@ from vaeprune.storage import new_file
 
 _GROUND = 205
 _GUTTER = 6
-_LEAST_WIDTH = 640
+_LEAST_WIDTH = 900
 _LINE_POINTS = 160
 
 

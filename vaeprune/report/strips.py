@@ -18,7 +18,7 @@ from vaeprune.report.drawing import BEFORE, FAINT, svg_of
 from vaeprune.report.rows_seen import Pixels, Seen
 
 CELL = 96  # pixels of a picture's longer side on a page
-_LINE_CELL = (1.1, 0.62)  # inches
+_LINE_CELL = (1.1, 0.75)  # inches
 DOTS = 96
 
 
@@ -91,7 +91,7 @@ def lines(view: Seen, rows: Sequence[Tensor | NDArray[np.floating]], points: int
             for c in range(len(row))
         ]
     axes.add_collection(LineCollection(floors, colors=FAINT, linewidths=0.8))
-    axes.add_collection(LineCollection(cells, colors=BEFORE, linewidths=1.0))
+    axes.add_collection(LineCollection(cells, colors=BEFORE, linewidths=1.3))
     return drawn
 
 
