@@ -16,7 +16,7 @@ from vaeprune.data import open_data
 from vaeprune.shrinking import Shrunk
 from vaeprune.storage import weights_sha256
 
-ROWS = 10_000
+ROWS = 3_000
 HEADING = "## Its own shrink"
 NAMES = ("tiles-dense", "tiles-conv", "mnist-dense", "mnist-conv")
 

@@ -1,4 +1,4 @@
-"""Each ready-made model's card, against the model itself: its losses, its idle latents, its own shrink measured anew."""
+"""Each ready-made model's card, against the model itself: its losses, its idle latents, its own shrink measured."""
 
 from __future__ import annotations
 
