@@ -14,7 +14,7 @@ from vaeprune.cli.app import app
 import vaeprune as package
 
 HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "PIL", "rich")
-COMMANDS = ["train", "analyze", "shrink", "grow", "verify", "export", "encode", "bench"]
+COMMANDS = ["train", "analyze", "shrink", "grow", "verify", "export", "encode", "report", "sample", "reconstruct", "traverse", "bench"]
 PUBLIC = [
     "Analysis",
     "Evidence",
@@ -31,6 +31,7 @@ PUBLIC = [
     "shrink",
     "train",
     "verify",
+    "write_report",
 ]
 
 

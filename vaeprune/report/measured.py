@@ -27,8 +27,6 @@ def how(
     models: Compared, sets: DataSets, analysis: Analysis, plan: Plan | None, evidence: Evidence | None
 ) -> list[Entry]:
     """Names and values: rows, seed, hashes, thresholds, versions."""
-    from vaeprune import __version__
-
     rows = f"{analysis.n_samples:,} calibrate, {sets.select.count:,} select, {sets.verify.count:,} verify"
     limits = ", ".join(f"{name} {value:g}" for name, value in dataclasses.asdict(analysis.thresholds).items())
     entries = [
@@ -48,7 +46,7 @@ def how(
         entries.append(("plan", f"scope {plan.scope}, made for weights {plan.weights_sha256}"))
     if evidence is not None:
         entries.append(("evidence from", f"{evidence.n_samples:,} verify rows"))
-    return [*entries, ("vaeprune", __version__), ("run with", _versions())]
+    return [*entries, ("vaeprune", version("vaeprune")), ("run with", _versions())]
 
 
 def rows_sha256(rows: MemoryRows) -> str:
