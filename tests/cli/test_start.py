@@ -13,8 +13,33 @@ from vaeprune.cli.app import app
 
 import vaeprune as package
 
-HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "PIL", "rich")
-COMMANDS = ["train", "analyze", "shrink", "grow", "verify", "export", "encode", "report", "sample", "reconstruct", "traverse", "bench"]
+HEAVY = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "PIL",
+    "rich",
+    "matplotlib",
+    "jinja2",
+)
+COMMANDS = [
+    "train",
+    "analyze",
+    "shrink",
+    "grow",
+    "verify",
+    "export",
+    "encode",
+    "report",
+    "sample",
+    "reconstruct",
+    "traverse",
+    "bench",
+]
 PUBLIC = [
     "Analysis",
     "Evidence",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -92,38 +93,52 @@ def write_report(
     refuse_existing(out, force)
     sets = as_data(data, seed)
     vae = as_vae(model, sets)
-    with warnings.catch_warnings(record=True) as caught:
+    with _noted() as caught:
         analysis = analysis or analyze(vae, sets, seed=seed, progress=progress)
-        evidence = None
-        if against is not None:
-            evidence = verify(
-                vae, against.model, sets, against.plan, onnx=against.onnx, tolerances=against.tolerances,
-                seed=sets.seed, fine_tuned=against.fine_tuned,
-            )  # fmt: skip
-    for warning in caught:
-        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    other = as_vae(against.model, sets) if against else None
+        evidence = _evidence(vae, sets, against)
     plan = against.plan if against else None
-    models = Compared.of(vae, other, plan)
-    view = seen(vae, sets)
-    content = Content(
-        title=name,
-        against=against.name if against else "",
-        data=sets.name,
-        analysis=analysis,
-        evidence=evidence,
-        order=(order := _by_kl(analysis)),
-        plots=_plots(vae, analysis, order),
-        gallery=_gallery(models, sets, view, analysis, order, progress),
-        sizes=tuple(_sizes(models, against)),
-        warnings=(told := (*_warnings(models, view, analysis, evidence, against), *(str(w.message) for w in caught))),
-        how=tuple(how(models, sets, analysis, plan, evidence)),
-        written=written or datetime.now(timezone.utc),
+    models = Compared.of(vae, as_vae(against.model, sets) if against else None, plan)
+    view, order = seen(vae, sets), _by_kl(analysis)
+    told = (*_warnings(models, view, analysis, evidence, against), *caught)
+    page = render(
+        Content(
+            title=name,
+            against=against.name if against else "",
+            data=sets.name,
+            analysis=analysis,
+            evidence=evidence,
+            order=order,
+            plots=_plots(vae, analysis, order),
+            gallery=_gallery(models, sets, view, analysis, order, progress),
+            sizes=tuple(_sizes(models, against)),
+            warnings=told,
+            how=tuple(how(models, sets, analysis, plan, evidence)),
+            written=written or datetime.now(timezone.utc),
+        )
     )
-    page = render(content)
     with new_file(out, force) as file:
         file.write_text(page, encoding="utf-8")
     return Report(out, len(page.encode()), analysis, evidence, told)
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[list[str]]:
+    """Yield a list that holds, afterwards, the words of all warnings given inside; they are given on."""
+    words: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        yield words
+    words += dict.fromkeys(str(warning.message) for warning in caught)
+    for warning in caught:
+        warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _evidence(vae: VAE, sets: DataSets, against: Against | None) -> Evidence | None:
+    if against is None:
+        return None
+    return verify(
+        vae, against.model, sets, against.plan, onnx=against.onnx, tolerances=against.tolerances, seed=sets.seed,
+        fine_tuned=against.fine_tuned,
+    )  # fmt: skip
 
 
 def _by_kl(analysis: Analysis) -> tuple[int, ...]:
