@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from torch import nn
 
 import planted
 from vaeprune.errors import StorageError
@@ -269,3 +270,26 @@ def test_a_report_in_json_has_what_it_rests_on(both):
     assert entry["evidence"]["passed"] is True
     assert entry["analysis"]["n_inactive"] == 2
     assert entry["file_bytes"] == len(both[0].encode())
+
+
+class ForwardOnly(nn.Module):
+    """Somebody's VAE without a decoder that could be called with z."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean, self.spread, self.out = nn.Linear(63, 3), nn.Linear(63, 3), nn.Linear(3, 63)
+        planted.randomise(self, 0)
+
+    def forward(self, x):
+        mean, logvar = self.mean(x.flatten(1)), self.spread(x.flatten(1)) - 2
+        return torch.sigmoid(self.out(mean)), mean, logvar
+
+
+def test_without_a_decoder_the_page_says_so_and_draws_no_outputs(tmp_path):
+    data = planted.rows(300, (63,))
+    report = write_report(ForwardOnly().float(), data, tmp_path / "p.html")
+    page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
+    assert "Reconstructions" not in page.headings
+    told = "no decoder could be called with z: verdicts rest on the encoder alone, and nothing is drawn"
+    assert told in report.warnings
+    assert told in page.words

@@ -44,7 +44,7 @@ def strip(view: Seen, values: Tensor, label: str, alt: str, name: str, most: int
         grown = max(1, round(56 / max(pixels.shape[1:3])))
         width = len(pixels) * (pixels.shape[2] * grown + 2)
         return Strip(label, alt, width, png=f"data:image/png;base64,{address}")
-    drawn = lines(view, [values], points)
+    drawn = lines(view, [view.rows(values)], points)
     return Strip(label, alt, round(len(values) * _LINE_CELL[0] * DOTS * 0.75), svg=svg_of(drawn, name))
 
 
