@@ -97,6 +97,14 @@ def test_a_traversal_has_a_row_for_each_latent_and_says_how_far_it_moves(vaeprun
     assert vaeprune(*words, "--out", "u.png", "--latents", "4,0", "--json").json["latents"] == [4, 0]
 
 
+def test_a_traversal_before_and_after_a_cut_is_the_same(vaeprune, idle_model, shrunk, rows):
+    words = ["traverse", idle_model, "--against", shrunk, "--data", rows, "--steps", 3, "--out", "t.png"]
+    ran = vaeprune(*words, "--json")
+    assert ran.code == 0, ran
+    assert ran.json["panels"][:2] == ["before", "after"]
+    assert 0 < ran.json["largest_difference"] < 1e-4
+
+
 @pytest.mark.slow
 def test_an_onnx_pair_draws_what_its_model_draws(vaeprune, shrunk, rows, desk):
     for name in ("encoder.onnx", "decoder.onnx"):

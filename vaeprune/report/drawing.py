@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 INK, MUTED, FAINT = "#010101", "#010102", "#010103"
@@ -23,6 +25,7 @@ _VARIABLES = {
     COLOURS["inactive"]: "--inactive", COLOURS["mixed"]: "--mixed", ZONES["active"]: "--zone-active",
     ZONES["inactive"]: "--zone-inactive", BEFORE: "--before", AFTER: "--after",
 }  # fmt: skip
+_LIGHT = {FAINT: "#d8dce2", BEFORE: "#0a6aa8"}
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "vaeprune", "path.simplify": True}
 _NOTHING_ELSE = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -72,8 +75,10 @@ def svg_of(drawn: Figure, name: str) -> str:
 
 
 def png_of(drawn: Figure, scale: float) -> bytes:
-    """The figure as PNG on white, `scale` pixels for an inch; its stand-in colours are all but black."""
+    """A figure of lines as PNG, as on a light page, `scale` pixels for an inch."""
     room = io.BytesIO()
+    for part in drawn.findobj(LineCollection):
+        part.set_color([_LIGHT.get(to_hex(colour), INK) for colour in part.get_colors()])  # type: ignore[arg-type]
     drawn.savefig(room, format="png", dpi=scale, facecolor="white", metadata={"Software": None})
     return room.getvalue()
 
