@@ -21,6 +21,7 @@ CASES = (
     "latent_auto",
     "service",
     "precisions",
+    "report",
 )
 
 

@@ -9,9 +9,13 @@ from .bench import bench
 from .encode import encode
 from .export import export
 from .grow import grow
+from .reconstruct import reconstruct
+from .report import report
+from .sample import sample
 from .serve import serve
 from .shrink import shrink
 from .train import train
+from .traverse import traverse
 from .verify import verify
 
 app = typer.Typer(
@@ -21,7 +25,9 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, analyze, shrink, grow, verify, export, encode, bench, serve):
+for command in (
+    train, analyze, shrink, grow, verify, export, encode, report, sample, reconstruct, traverse, bench, serve,
+):  # fmt: skip
     app.command()(command)
 
 

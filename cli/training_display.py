@@ -38,15 +38,21 @@ def training_display(quiet: bool) -> Iterator[Display]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=stderr(), transient=True) as bar:
             task = bar.add_task("epoch 1")
+            active = ""  # known from the end of the first epoch on
 
             def on_step(step: Step) -> None:
                 words = f"epoch {step.epoch}  loss {step.loss:.2f} = {step.reconstruction:.2f} + KL {step.kl:.2f}"
-                bar.update(task, description=words, completed=step.batch, total=step.batches)
+                bar.update(task, description=words + active, completed=step.batch, total=step.batches)
+
+            def on_epoch(trained: Trained) -> None:
+                nonlocal active
+                active = f"  {_active(trained)}"
+                say(_line(trained))
 
             def say(text: str) -> None:
                 bar.console.print(one_line(text), markup=False)
 
-            yield Display(on_step, lambda trained: say(_line(trained)), say, reporting(bar))
+            yield Display(on_step, on_epoch, say, reporting(bar))
 
 
 def _unreported(_what: str, _more: int, _total: int | None) -> None:
@@ -57,5 +63,11 @@ def _line(trained: Trained) -> str:
     last = trained.history.epochs[-1]
     return (
         f"epoch {last.epoch:3}  loss {last.loss:8.2f}  reconstruction {last.reconstruction:8.2f}  KL {last.kl:6.2f}  "
-        f"inactive {last.n_inactive} of {len(last.variance)}"
+        f"{_active(trained)}"
     )
+
+
+def _active(trained: Trained) -> str:
+    """How many latents are not idle by their variance and σ²."""
+    last = trained.history.epochs[-1]
+    return f"active {len(last.variance) - last.n_inactive} of {len(last.variance)}"

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vaeprune.onnx_export import export_onnx as export_onnx
     from vaeprune.posterior import VAE as VAE
     from vaeprune.posterior import Posterior as Posterior
+    from vaeprune.report import write_report as write_report
     from vaeprune.shrinking import shrink as shrink
     from vaeprune.surgery.cut import cut as cut
     from vaeprune.surgery.plan import Plan as Plan
@@ -43,6 +44,7 @@ _ROOMS = {
     "shrink": "shrinking",
     "train": "training",
     "verify": "verification",
+    "write_report": "report",
 }
 
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "shrink",
     "train",
     "verify",
+    "write_report",
 ]
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from vaeprune.errors import ModelError
+from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import VAE
 from vaeprune.version import __version__
 
@@ -32,6 +35,15 @@ def metadata_of(vae: VAE) -> dict[str, str]:
     if isinstance(digest, str):
         found["vaeprune.plan_sha256"] = digest
     return found
+
+
+def likelihood_in(metadata: Mapping[str, str]) -> Likelihood | None:
+    """How a file says that rows are scored, by the mean that its decoder gives; None where it does not say."""
+    try:
+        said = Likelihood.from_json(json.loads(metadata["vaeprune.likelihood"]))
+    except (KeyError, ValueError, ModelError):
+        return None
+    return replace(said, output="mean")
 
 
 def _kept_in_the_original(shrunk: Any, latent_size: int) -> tuple[list[int], int] | None:

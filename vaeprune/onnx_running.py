@@ -15,7 +15,10 @@ Outputs = list[np.ndarray[Any, Any]]
 
 
 class OnnxFile:
-    """One file, loaded. Raises ExportError if it is missing, or onnxruntime cannot load or run it."""
+    """One file, loaded. Raises ExportError if it is missing, or onnxruntime cannot load or run it.
+
+    `inputs` and `outputs` are onnxruntime's, with `name`, `type` and `shape`; `metadata`: what the file says of itself.
+    """
 
     def __init__(self, path: Path) -> None:
         import onnxruntime  # heavy, and only needed here
@@ -29,12 +32,13 @@ class OnnxFile:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise ExportError(f"{path}: onnxruntime cannot load it: {first_line(error)}") from error
-        self._input = self._session.get_inputs()[0].name
+        self.inputs, self.outputs = self._session.get_inputs(), self._session.get_outputs()
+        self.metadata: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, value: Tensor) -> Outputs:
         """What the file gives for one batch."""
         try:
-            outputs: Outputs = self._session.run(None, {self._input: value.cpu().numpy()})
+            outputs: Outputs = self._session.run(None, {self.inputs[0].name: value.cpu().numpy()})
         except Exception as error:
             raise ExportError(f"{self.path}: onnxruntime fails at batch {len(value)}: {first_line(error)}") from error
         return outputs

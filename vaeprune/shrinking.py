@@ -154,12 +154,12 @@ def shrink(
         analysis = analysis or analyze(vae, sets, thresholds=thresholds, ablate=ablate, progress=progress)
         found = _planned(vae, sets, analysis, wanted, recovery if not dry_run else None, progress)
     if found.plan is None:
-        size = _parameters(vae)
+        size = count_weights(vae)
         return dataclasses.replace(found, parameters=(size, size), latent_size=(vae.latent_size,) * 2)
     smaller = cut(vae, found.plan)
     found = dataclasses.replace(
         found,
-        parameters=(_parameters(vae), _parameters(smaller)),
+        parameters=(count_weights(vae), count_weights(smaller)),
         latent_size=(found.plan.latent_size, len(found.plan.kept_latents)),
     )
     if dry_run:
@@ -290,7 +290,7 @@ def _missed(evidence: Evidence) -> str:
     )
 
 
-def _parameters(model: VAE) -> int:
+def count_weights(model: VAE) -> int:
     """Number of weights, BatchNorm's running statistics included (as Keras counts them)."""
     tensors = model.network.state_dict().values()
     return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())

@@ -13,8 +13,34 @@ from vaeprune.cli.app import app
 
 import vaeprune as package
 
-HEAVY = ("torch", "torchvision", "numpy", "onnx", "onnxruntime", "onnxscript", "safetensors", "PIL", "rich")
-COMMANDS = ["train", "analyze", "shrink", "grow", "verify", "export", "encode", "bench", "serve"]
+HEAVY = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "safetensors",
+    "PIL",
+    "rich",
+    "matplotlib",
+    "jinja2",
+)
+COMMANDS = [
+    "train",
+    "analyze",
+    "shrink",
+    "grow",
+    "verify",
+    "export",
+    "encode",
+    "report",
+    "sample",
+    "reconstruct",
+    "traverse",
+    "bench",
+    "serve",
+]
 PUBLIC = [
     "Analysis",
     "Evidence",
@@ -31,6 +57,7 @@ PUBLIC = [
     "shrink",
     "train",
     "verify",
+    "write_report",
 ]
 
 
