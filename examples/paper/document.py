@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import printed
@@ -54,9 +53,9 @@ def rounded(value: Any) -> Any:
     return [rounded(entry) for entry in value] if isinstance(value, (list, tuple)) else value
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; the first column is text, the others are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+def table(head: Sequence[str], rows: Iterable[Sequence[object]], texts: int = 1) -> str:
+    """A Markdown table; the first `texts` columns are text, the others are numbers."""
+    lines = [head, ["---"] * texts + ["---:"] * (len(head) - texts), *rows]
     return "".join("| " + " | ".join(str(cell) for cell in line) + " |\n" for line in lines)
 
 
@@ -64,7 +63,7 @@ def _number(value: float | None) -> str:
     """Three significant digits, small ones as powers of ten."""
     if value is None:
         return _NOT_THERE
-    return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+    return f"{value:#.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 
 def _range(values: Sequence[float], text: Callable[[float], str] = _number) -> str:
@@ -185,14 +184,19 @@ def _growing(results: Results) -> str:
     return table(("", "latents", "active", "mixed", "idle", "−ELBO, held out", "advice"), rows)
 
 
-def _counts(results: Results) -> str:
-    epochs = [e for e in _SHOWN_EPOCHS if e <= results["scale"]["epochs"]]
-    rows = [
-        (f"{_TITLES[network]}, seed {seed}", *(run["counts"][epoch - 1] for epoch in epochs))
-        for network in results["networks"]
-        for seed, run in _seeds(results, network).items()
-    ]
-    return table(("idle after epoch", *map(str, epochs)), rows)
+def _along(key: str, what: str, text: Callable[[Any], str]) -> Callable[[Results], str]:
+    """A column of the histories at some epochs, training by training."""
+
+    def write(results: Results) -> str:
+        epochs = [e for e in _SHOWN_EPOCHS if e <= results["scale"]["epochs"]]
+        rows = [
+            (f"{_TITLES[network]}, seed {seed}", *(text(run[key][epoch - 1]) for epoch in epochs))
+            for network in results["networks"]
+            for seed, run in _seeds(results, network).items()
+        ]
+        return table((f"{what} after epoch", *map(str, epochs)), rows)
+
+    return write
 
 
 def _rates(results: Results) -> str:
@@ -232,12 +236,11 @@ def _pictures(results: Results) -> str:
 
     add("figure-1", "mean σ² of the ten digits, before training → after the epoch", ends("mean_variance"))
     add("figure-1", "their distance from the origin (RMS), before → after", ends("spread_of_means"))
-    sampled, without = (itemgetter(key) for key in "AB")
-    for how, of in (("with", sampled), ("without", without)):
-        what = f"standard deviations of the means along their axes, {how} sampling"
-        add("figure-2", what, partial(_axes, of))
-        what = f"distance from a draw of the prior to the nearest of 5,000 means, {how} sampling"
-        add("figure-2", what, partial(_gap, of))
+    for key, how in (("A", "with"), ("B", "without")):
+        if key in figures.get("figure-2", {}):
+            add("figure-2", f"standard deviations of the means along their axes, {how} sampling", partial(_axes, key))
+            what = f"distance from a draw of the prior to the nearest of 5,000 means, {how} sampling"
+            add("figure-2", what, partial(_gap, key))
     add("figure-4", "largest difference of a pixel, 1,000 samples", lambda found: _number(found["max_difference"]))
     add("figure-4", "RMS difference", lambda found: _number(found["rms_difference"]))
     for name in ("figure-7", "figure-9"):
@@ -246,15 +249,15 @@ def _pictures(results: Results) -> str:
         add(name, "white area of a sample, in tiles", lambda found: _number(found["tiles_of_white"]))
         add(name, "samples with more than 3½ tiles of white", lambda found: f"{found['share_with_too_many']:.0%}")
     add("figure-11", "lowest σ² of latents that gave up", lambda found: _range(found["lowest_sigma2_of_idle"]))
-    return table(("", "what", "measured"), rows)
+    return table(("", "what", "measured"), rows, texts=2)
 
 
-def _axes(of: Callable[[Results], Results], found: Results) -> str:
-    return ", ".join(map(_number, of(found)["axes"]))
+def _axes(key: str, found: Results) -> str:
+    return ", ".join(map(_number, found[key]["axes"]))
 
 
-def _gap(of: Callable[[Results], Results], found: Results) -> str:
-    return _number(of(found)["gap"])
+def _gap(key: str, found: Results) -> str:
+    return _number(found[key]["gap"])
 
 
 BLOCKS: dict[str, Callable[[Results], str]] = {
@@ -269,7 +272,8 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "figure-5": _figure_5,
     "ablations": _ablations,
     "growing": _growing,
-    "counts": _counts,
+    "counts": _along("counts", "idle", str),
+    "nats": _along("rates", "nats", "{:.1f}".format),
     "rates": _rates,
     "starts": _starts,
     "pictures": _pictures,

@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 _DIGITS = [mpl.colormaps["tab10"](i) for i in range(10)]  # beside the colours, the digits themselves are written
 IDLE, IN_USE = "#d55e00", "#0072b2"  # Okabe and Ito: told apart by everybody
-_DPI = 110
+_COARSE = 72  # for pictures of many points or lines, to be small files
 
 
 @contextmanager
-def picture(path: Path, width: float, height: float, note: str = "") -> Iterator[Figure]:
+def picture(path: Path, width: float, height: float, note: str = "", dpi: int = 110) -> Iterator[Figure]:
     """A figure in inches that is saved when the block ends; `note` stands in small type below it."""
     figure = Figure(figsize=(width, height + 0.2 * bool(note)), layout="constrained")
     yield figure
     if note:
         figure.supxlabel(note, fontsize=8, color="0.35")
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DPI, metadata={"Software": None})
+    figure.savefig(path, dpi=dpi, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
 def grid(path: Path, images: Array, names: Sequence[str] = (), note: str = "") -> None:
@@ -70,32 +70,31 @@ def trajectories(path: Path, means: Array, variances: Array, steps: Sequence[int
             axes.annotate(
                 str(digit), tuple(means[-1, digit]), (7, 5), textcoords="offset points", weight="bold", color=colour
             )
-        reach = 1.05 * float((np.abs(means).max(2) + np.sqrt(variances)).max())
-        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="latent 0", ylabel="latent 1")
+        radii = np.sqrt(variances)[..., None]
+        low, high = (means - radii).min((0, 1)) - 0.3, (means + radii).max((0, 1)) + 0.3
+        axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xlabel="latent 0", ylabel="latent 1")
         axes.grid(alpha=0.25)
 
 
-def latent_space(path: Path, columns: Sequence[tuple[str, Array, Array, Array]], note: str = "") -> None:
-    """Fig. 2: for each (name, means (N, 3), classes (N,), samples (5, 5, 5, h, w)) the points and five slices."""
-    with picture(path, 9.6, 3.7 * len(columns), note) as figure:
-        rows = figure.subfigures(len(columns), 1, squeeze=False)[:, 0]
-        for row, (name, means, classes, samples) in zip(rows, columns, strict=True):
-            left, right = row.subfigures(1, 2, width_ratios=(1, 1.5))
-            axes = left.add_subplot(projection="3d")
-            for digit in range(10):
-                axes.scatter(
-                    *means[classes == digit].T, s=1.5, color=_DIGITS[digit], label=str(digit), depthshade=False
-                )
-            reach = np.abs(means).max()
-            axes.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), box_aspect=(1, 1, 1))
-            axes.tick_params(labelsize=6, pad=-2)
-            axes.set_title(name, fontsize=9)
-            axes.legend(fontsize=6, markerscale=4, loc="center left", bbox_to_anchor=(-0.22, 0.5), frameon=False)
-            slices = right.subplots(1, 5)
-            for axes, images, height in zip(slices, samples, quantiles(5), strict=True):
-                axes.imshow(_sheet(images), cmap="gray", vmin=0, vmax=1)
-                axes.set(xticks=[], yticks=[])
-                axes.set_title(f"$z_2$ = {height:.2f}", fontsize=8)
+def latent_space(path: Path, means: Array, classes: Array, samples: Array, note: str = "") -> None:
+    """Fig. 2: means (N, 3) of digits of some `classes` (N,), and samples (5, 5, 5, height, width) in five slices."""
+    with picture(path, 9.6, 4.1, note, _COARSE) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(1, 1.25), squeeze=False)[0]
+        cloud = left.add_subplot(projection="3d")
+        for digit in range(10):
+            cloud.scatter(*means[classes == digit].T, s=1.5, color=_DIGITS[digit], label=str(digit))
+        reach = float(np.abs(means).max())
+        ticks = np.arange(-int(reach), int(reach) + 1, 2 if reach > 3 else 1)
+        cloud.set(xlim=(-reach, reach), ylim=(-reach, reach), zlim=(-reach, reach), box_aspect=(1, 1, 1))
+        cloud.set(xticks=ticks, yticks=ticks, zticks=ticks)
+        cloud.tick_params(labelsize=7, pad=-2)
+        panels = right.subplots(2, 3).ravel()
+        for axes, images, height in zip(panels, samples, quantiles(5), strict=False):
+            axes.imshow(_sheet(images), cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(f"$z_2$ = {height:.2f}", fontsize=8)
+        panels[5].axis("off")
+        panels[5].legend(*cloud.get_legend_handles_labels(), ncols=2, markerscale=5, fontsize=8, loc="center")
 
 
 def quantiles(count: int) -> list[float]:
@@ -105,7 +104,7 @@ def quantiles(count: int) -> list[float]:
 
 def evolution(path: Path, steps: Array, sigma2: Array, variance: Array, idle: Sequence[int], note: str = "") -> None:
     """Fig. 11: sigma² of every latent (T, D) along the minibatches, and the variance of its mean below."""
-    with picture(path, 8.5, 6.2, note) as figure:
+    with picture(path, 8.5, 6.2, note, _COARSE) as figure:
         panels = figure.subplots(2, 1, sharex=True)
         for axes, values, label in zip(panels, (sigma2, variance), ("mean of σ²", "variance of μ"), strict=True):
             for latent in range(values.shape[1]):

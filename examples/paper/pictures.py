@@ -121,23 +121,21 @@ def _plain(recipe: Recipe) -> Any:
 
 
 def figure_2(runs: Runs, scale: Scale, path: Path) -> Numbers | None:
-    """5,000 digits in three latents, and five slices of 25 samples, with and without sampling in training."""
-    titles = {"A": "(A) with sampling", "B": "(B) without, quadratic term kept"}
+    """5,000 digits in three latents, and five slices of 25 samples, with (A) and without (B) sampling in training."""
     trained = {key: runs.get(*named) for key, named in three_latents(scale).items()}
     images, labels = first_rows(runs, "mnist", _CLOUD), classes(runs)
-    columns, numbers = [], {}
+    ticks = drawing.quantiles(5)
+    z = torch.tensor([(x, y, height) for height in ticks for y in reversed(ticks) for x in ticks])
+    numbers = {}
     for key, run in trained.items():
         if run is None:
-            return None
+            continue
         with measuring(run.vae):
             means = run.vae.encode(images).mean
-        ticks = drawing.quantiles(5)
-        z = torch.tensor([(x, y, height) for height in ticks for y in reversed(ticks) for x in ticks])
-        samples = draw(z, run.vae).reshape(5, 5, 5, 28, 28)
-        columns.append((titles[key], means.numpy(), labels[: len(means)].numpy(), samples))
+        samples, place = draw(z, run.vae).reshape(5, 5, 5, 28, 28), path.with_stem(f"{path.stem}-{key}")
+        drawing.latent_space(place, means.numpy(), labels[: len(means)].numpy(), samples, scale.says())
         numbers[key] = _shape_of(means) | {"command": run.recipe.command(run.name)}
-    drawing.latent_space(path, columns, scale.says())
-    return numbers
+    return numbers or None
 
 
 def _shape_of(means: Tensor) -> Numbers:

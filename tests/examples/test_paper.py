@@ -305,15 +305,16 @@ def test_tables_of_known_results(paper: Any) -> None:
     assert "| 0 | 8.8e-05 | 0.980 | 1.2e-04 | 0.980 | 0.000 | inactive |\n" in blocks["table-1"]
     assert blocks["table-2"] == "Not trained.\n"
     assert (
-        "| dense MNIST, paper | 4.5e-05 to 1.6e-04 | 0.96 to 0.999 | 0.946 to 1 | 0.00619 to 0.0572 |"
+        "| dense MNIST, paper | 4.5e-05 to 1.6e-04 | 0.960 to 0.999 | 0.946 to 1.00 | 0.00619 to 0.0572 |"
         in blocks["ranges"]
     )
-    assert "| dense MNIST, ours | 1.2e-04 | 0.98 | 1.02 | 0.01 |\n" in blocks["ranges"]
+    assert "| dense MNIST, ours | 1.2e-04 | 0.980 | 1.02 | 0.0100 |\n" in blocks["ranges"]
     assert blocks["counts"].splitlines()[-1] == "| dense MNIST, seed 1 | 0 | 2 | 6 |"
+    assert blocks["nats"].splitlines()[-1] == "| dense MNIST, seed 1 | 5.0 | 6.0 | 7.0 |"
     assert "| dense MNIST, seed 0 | 15.8 | 8 | 2 | 3 | 17.0 | 7 |\n" in blocks["rates"]
     assert "| dense MNIST, seed 1 | 15.8 | 8 | – | – | 7.0 | 6 |\n" in blocks["rates"]
     assert "| dense MNIST | 16 | 9 | 0 | 7 | 107.50 | shrink to 9 |\n" in blocks["growing"]
-    assert "| dense MNIST, full KL | 7 | 1.2e-04 to 1.02 | 0.01 to 0.98 | shrink |\n" in blocks["ablations"]
+    assert "| dense MNIST, full KL | 7 | 1.2e-04 to 1.02 | 0.0100 to 0.980 | shrink |\n" in blocks["ablations"]
     assert "| dense MNIST, seed 0 | 7 | 107.50 | 6 | 107.50 |\n" in blocks["starts"]
 
 
