@@ -246,10 +246,15 @@ def _pictures(results: Results) -> str:
     for name in ("figure-7", "figure-9"):
         add(name, "wrong area of a reconstruction, in tiles", lambda found: _number(found["wrong_area_in_tiles"]))
     for name in ("figure-8", "figure-10"):
-        add(name, "white area of a sample, in tiles", lambda found: _number(found["tiles_of_white"]))
-        add(name, "samples with more than 3½ tiles of white", lambda found: f"{found['share_with_too_many']:.0%}")
+        add(name, "patches brighter than ½: samples; images", _both("patches", "patches_of_images", _number))
+        keys = ("share_with_too_many", "share_of_images_with_too_many")
+        add(name, "with more than three: samples; images", _both(*keys, "{:.0%}".format))
     add("figure-11", "lowest σ² of latents that gave up", lambda found: _range(found["lowest_sigma2_of_idle"]))
     return table(("", "what", "measured"), rows, texts=2)
+
+
+def _both(first: str, second: str, text: Callable[[float], str]) -> Callable[[Results], str]:
+    return lambda found: f"{text(found[first])}; {text(found[second])}"
 
 
 def _axes(key: str, found: Results) -> str:

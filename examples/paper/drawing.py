@@ -113,9 +113,8 @@ def evolution(path: Path, steps: Array, sigma2: Array, variance: Array, idle: Se
                     steps,
                     values[:, latent],
                     color=IDLE if gave_up else IN_USE,
-                    linestyle="-" if gave_up else (0, (4, 1)),
-                    linewidth=1.0 if gave_up else 0.8,
-                    alpha=0.85,
+                    linewidth=0.8,
+                    alpha=0.9,
                     label={True: "idle in the end", False: "in use"}[gave_up],
                 )
             axes.set(ylabel=label, yscale="log")

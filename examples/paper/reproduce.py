@@ -68,7 +68,7 @@ def _figures(runs: Runs, scale: Scale, only: Sequence[str], results: dict[str, A
         run = _first_seed(runs, scale, network)
         if run is None:
             continue
-        made[_GENERATED[network]] = pictures.generated(run, scale, folder / f"{_GENERATED[network]}.png")
+        made[_GENERATED[network]] = pictures.generated(runs, run, scale, folder / f"{_GENERATED[network]}.png")
         if network in _RECONSTRUCTED:
             name = _RECONSTRUCTED[network]
             made[name] = pictures.reconstructed(runs, run, scale, folder / f"{name}.png")

@@ -106,8 +106,9 @@ def test_what_was_made_in_little_says_so_in_tables_and_pictures(
     assert results["note"] == tiny.says() == "tiny: 1 epoch of 300 rows"
     assert "**tiny: 1 epoch of 300 rows**" in (out / "tables.md").read_text()
     bare = dataclasses.replace(tiny, name="full")
-    run_ = paper.runs.Runs(out, rows=300).get("tiles-dense-seed0", paper.recipes.recipe(tiny, "tiles-dense"))
-    paper.pictures.generated(run_, bare, tmp_path / "bare.png")
+    runs = paper.runs.Runs(out, rows=300)
+    run_ = runs.get("tiles-dense-seed0", paper.recipes.recipe(tiny, "tiles-dense"))
+    paper.pictures.generated(runs, run_, bare, tmp_path / "bare.png")
     with Image.open(tmp_path / "bare.png") as without, Image.open(out / "figures" / "figure-8.png") as with_note:
         assert with_note.height > without.height
 
@@ -271,6 +272,22 @@ def test_a_cloud_s_axes_are_those_of_its_covariance(paper: Any) -> None:
     shape = paper.pictures._shape_of(x @ rotation)
     np.testing.assert_allclose(shape["axes"], [2.0, 1.0, 0.5], rtol=0.03)
     assert paper.pictures._shape_of(x + 10)["gap"] > 10 * shape["gap"]
+
+
+def test_patches_are_counted_where_they_touch_at_corners_or_in_a_spiral(paper: Any) -> None:
+    def image(*lines: str) -> list[list[float]]:
+        return [[0.9 if mark == "#" else 0.4 for mark in line] for line in lines]
+
+    images = torch.tensor(
+        [
+            image(".....", ".....", ".....", "....."),
+            image("##.##", "##.##", ".....", "#...."),
+            image("#....", ".#...", "..##.", "....#"),
+            image("#####", "#...#", "#.#.#", "###.#"),
+            image("#####", "#####", "#####", "#####"),
+        ]
+    )
+    assert paper.pictures.patches(images).tolist() == [0, 3, 1, 1, 1]
 
 
 def test_quantiles_part_the_middle_of_the_prior(paper: Any) -> None:
