@@ -29,6 +29,7 @@ Numbers = dict[str, Any]
 _CLOUD = 5_000
 _SAMPLES = 1_000
 _SNAPSHOTS = 16
+_POINTS = 200
 _TILE_AREA = TILE**2
 
 
@@ -223,7 +224,15 @@ def figure_11(runs: Runs, scale: Scale, path: Path) -> Numbers | None:
             trace, idle = run.history.trace, run.history.epochs[-1].inactive
             sigma2 = np.array([point.posterior_variance for point in trace])
             variance = np.array([point.variance for point in trace])
-            drawing.evolution(path, np.array([p.step for p in trace]), sigma2, variance, idle, scale.says())
+            steps = np.array([float(point.step) for point in trace])
+            drawing.evolution(path, *map(_smooth, (steps, sigma2, variance)), idle, scale.says())
             lowest = sigma2[:, idle].min(0) if idle else np.array([])
             return {"seed": seed, "idle": idle, "lowest_sigma2_of_idle": lowest.tolist()}
     return None
+
+
+def _smooth(values: NDArray[Any]) -> NDArray[Any]:
+    """Means of neighbours along the first axis, so that about as many points are left as a picture can show."""
+    window = max(1, len(values) // _POINTS)
+    whole = values[: len(values) // window * window]
+    return whole.reshape(-1, window, *values.shape[1:]).mean(1)

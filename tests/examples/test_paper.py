@@ -274,6 +274,51 @@ def test_a_cloud_s_axes_are_those_of_its_covariance(paper: Any) -> None:
     assert paper.pictures._shape_of(x + 10)["gap"] > 10 * shape["gap"]
 
 
+@pytest.mark.slow
+@pytest.mark.mnist
+def test_ten_digits_are_watched_from_before_training_to_the_end_of_the_epoch(
+    paper: Any, mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scale = paper.recipes.Scale("tiny", epochs=2, rows=600, dense_seeds=1, conv_seeds=1)
+    runs = paper.runs.Runs(tmp_path, mnist_folder, rows=600)
+    seen = paper.pictures.figure_1(runs, scale, tmp_path / "figure-1.png")
+    assert seen["steps"] == [0, 1, 2, 3, 4, 5]  # 600 rows are five minibatches of 128
+    flat = paper.recipes.two_latents(scale)[1]
+    rows = paper.runs.Runs(tmp_path, mnist_folder, rows=600).data("mnist").whole
+    labels = paper.pictures.classes(runs)[:600]
+    first = [int((labels == digit).nonzero()[0]) for digit in range(10)]
+    x = next(iter(rows.batches(600)))[0][first, None]
+    trained = run(flat, tmp_path / "flat", folder=mnist_folder).vae
+    with torch.no_grad():
+        for at, vae in ((0, flat.network((28, 28))), (-1, trained)):
+            posterior = vae.encode(x)
+            assert seen["mean_variance"][at] == pytest.approx(float(posterior.logvar.exp().mean()), rel=1e-5)
+            distance = posterior.mean.square().sum(1).mean().sqrt()
+            assert seen["spread_of_means"][at] == pytest.approx(float(distance), rel=1e-5)
+    capsys.readouterr()
+    assert paper.pictures.figure_1(runs, scale, tmp_path / "again.png") == seen
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "figure-1.png").read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.mnist
+def test_three_latents_are_trained_with_sampling_and_with_the_quadratic_term_alone(
+    paper: Any, mnist_folder: Path, tmp_path: Path
+) -> None:
+    scale = paper.recipes.Scale("tiny", epochs=1, rows=600, dense_seeds=1, conv_seeds=1)
+    runs = paper.runs.Runs(tmp_path, mnist_folder, rows=600)
+    found = paper.pictures.figure_2(runs, scale, tmp_path / "figure-2.png")
+    widths = "vaeprune train --data mnist --rows 600 --hidden 256,64,16 --latent 3"
+    assert found["A"]["command"] == f"{widths} --epochs 1 --seed 0 --out mnist-3d-sampled"
+    assert found["B"]["command"] == (
+        f"{widths} --kl quadratic --no-sampling --epochs 1 --seed 0 --out mnist-3d-not-sampled"
+    )
+    assert {path.name for path in tmp_path.glob("*.png")} == {"figure-2-A.png", "figure-2-B.png"}
+    for key in "AB":
+        assert found[key]["axes"] == sorted(found[key]["axes"], reverse=True)
+
+
 def test_patches_are_counted_where_they_touch_at_corners_or_in_a_spiral(paper: Any) -> None:
     def image(*lines: str) -> list[list[float]]:
         return [[0.9 if mark == "#" else 0.4 for mark in line] for line in lines]
@@ -288,6 +333,13 @@ def test_patches_are_counted_where_they_touch_at_corners_or_in_a_spiral(paper: A
         ]
     )
     assert paper.pictures.patches(images).tolist() == [0, 3, 1, 1, 1]
+
+
+def test_a_long_trace_is_averaged_and_a_short_one_is_not(paper: Any) -> None:
+    long = np.arange(401 * 2.0).reshape(401, 2)
+    np.testing.assert_array_equal(paper.pictures._smooth(long)[:2], [[1.0, 2.0], [5.0, 6.0]])
+    assert len(paper.pictures._smooth(long)) == 200
+    np.testing.assert_array_equal(paper.pictures._smooth(long[:7]), long[:7])
 
 
 def test_quantiles_part_the_middle_of_the_prior(paper: Any) -> None:
