@@ -199,6 +199,19 @@ def _along(key: str, what: str, text: Callable[[Any], str]) -> Callable[[Results
     return write
 
 
+def _limits(results: Results) -> str:
+    """The same counts of seed 0 with other limits of the variance."""
+    epochs = [e for e in _SHOWN_EPOCHS if e <= results["scale"]["epochs"]]
+    rows = []
+    for network in results["networks"]:
+        run = _seeds(results, network).get("0", {"counts_by_limit": {}, "counts": []})
+        by_limit = {**run["counts_by_limit"], "0.01": run["counts"]} if run["counts"] else {}
+        for limit in sorted(by_limit, key=float):
+            counts = [by_limit[limit][epoch - 1] for epoch in epochs]
+            rows.append((f"{_TITLES[network]}, below {limit}", *counts))
+    return table(("idle after epoch", *map(str, epochs)), rows)
+
+
 def _rates(results: Results) -> str:
     """When a training's latents carry as many nats as the paper's table, and how many are idle then."""
     rows = []
@@ -278,6 +291,7 @@ BLOCKS: dict[str, Callable[[Results], str]] = {
     "ablations": _ablations,
     "growing": _growing,
     "counts": _along("counts", "idle", str),
+    "limits": _limits,
     "nats": _along("rates", "nats", "{:.1f}".format),
     "rates": _rates,
     "starts": _starts,

@@ -13,9 +13,11 @@ from runs import Run, Runs
 from torch import Tensor, nn
 
 from vaeprune.adapters import measuring
+from vaeprune.posterior import INACTIVE_POSTERIOR_VARIANCE
 from vaeprune.training import Epoch
 
 _LARGEST_SIZE = 64
+_OTHER_LIMITS = (0.001, 0.03, 0.1)
 
 
 def networks(runs: Runs, scale: Scale, only: Sequence[str] = NETWORKS) -> dict[str, dict[str, Any]]:
@@ -47,9 +49,18 @@ def described(runs: Runs, run: Run) -> dict[str, Any]:
         "kl": last.kl,
         "held_out_loss": measured["held_out_loss"],
         "counts": [epoch.n_inactive for epoch in run.history.epochs],
+        "counts_by_limit": {
+            str(limit): [_below(epoch, limit) for epoch in run.history.epochs] for limit in _OTHER_LIMITS
+        },
         "rates": [rate(epoch) for epoch in run.history.epochs],
         "latents": [{key: latent[key] for key in kept} for latent in analysis["latents"]],
     }
+
+
+def _below(epoch: Epoch, limit: float) -> int:
+    """How many latents are idle if that needs a variance below `limit`."""
+    pairs = zip(epoch.variance, epoch.posterior_variance, strict=True)
+    return sum(variance < limit and sigma2 > INACTIVE_POSTERIOR_VARIANCE for variance, sigma2 in pairs)
 
 
 def rate(latents: Epoch | Sequence[tuple[float, float]]) -> float:

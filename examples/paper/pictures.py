@@ -225,7 +225,7 @@ def figure_11(runs: Runs, scale: Scale, path: Path) -> Numbers | None:
             sigma2 = np.array([point.posterior_variance for point in trace])
             variance = np.array([point.variance for point in trace])
             steps = np.array([float(point.step) for point in trace])
-            drawing.evolution(path, *map(_smooth, (steps, sigma2, variance)), idle, scale.says())
+            drawing.evolution(path, _smooth(steps), _smooth(sigma2), _smooth(variance), idle, scale.says())
             lowest = sigma2[:, idle].min(0) if idle else np.array([])
             return {"seed": seed, "idle": idle, "lowest_sigma2_of_idle": lowest.tolist()}
     return None
@@ -234,5 +234,6 @@ def figure_11(runs: Runs, scale: Scale, path: Path) -> Numbers | None:
 def _smooth(values: NDArray[Any]) -> NDArray[Any]:
     """Means of neighbours along the first axis, so that about as many points are left as a picture can show."""
     window = max(1, len(values) // _POINTS)
-    whole = values[: len(values) // window * window]
-    return whole.reshape(-1, window, *values.shape[1:]).mean(1)
+    whole = values[: len(values) // window * window].reshape(-1, window, *values.shape[1:])
+    means: NDArray[Any] = whole.mean(1)
+    return means

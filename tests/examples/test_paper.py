@@ -71,6 +71,9 @@ def test_numbers_and_pictures_of_a_tiny_training_are_there(results: dict[str, An
     for seed, run_ in seeds.items():
         history = read_model_folder(out / "runs" / f"tiles-dense-seed{seed}").history.epochs
         assert run_["counts"] == [history[0].n_inactive]
+        for limit in (0.001, 0.03, 0.1):
+            pairs = zip(history[0].variance, history[0].posterior_variance, strict=True)
+            assert run_["counts_by_limit"][str(limit)] == [sum(v < limit and s > 0.8 for v, s in pairs)]
         assert run_["loss"] == pytest.approx(history[0].loss, rel=1e-5)
         assert run_["idle"] + run_["active"] + run_["mixed"] == len(run_["latents"]) == 16
         assert run_["command"] == (
@@ -356,6 +359,7 @@ def _known() -> dict[str, Any]:
         "latents": [{"index": 0, "variance": 0.00012, "posterior_variance": 0.98, "kl": 0.0, "verdict": "inactive"},
                     {"index": 1, "variance": 1.02, "posterior_variance": 0.01, "kl": 2.4, "verdict": "active"}],
     }  # fmt: skip
+    run_["counts_by_limit"] = {"0.1": [5, 6, 7], "0.001": [0, 0, 7]}
     other = run_ | {"idle": 6, "counts": [0, 2, 6], "rates": [5.0, 6.0, 7.0]}
     return {
         "note": "", "missing": [], "scale": {"epochs": 3}, "figures": {}, "starts": {"mnist-dense": other},
@@ -379,6 +383,11 @@ def test_tables_of_known_results(paper: Any) -> None:
     )
     assert "| dense MNIST, ours | 1.2e-04 | 0.980 | 1.02 | 0.0100 |\n" in blocks["ranges"]
     assert blocks["counts"].splitlines()[-1] == "| dense MNIST, seed 1 | 0 | 2 | 6 |"
+    assert blocks["limits"].splitlines()[-3:] == [
+        "| dense MNIST, below 0.001 | 0 | 0 | 7 |",
+        "| dense MNIST, below 0.01 | 0 | 3 | 7 |",
+        "| dense MNIST, below 0.1 | 5 | 6 | 7 |",
+    ]
     assert blocks["nats"].splitlines()[-1] == "| dense MNIST, seed 1 | 5.0 | 6.0 | 7.0 |"
     assert "| dense MNIST, seed 0 | 15.8 | 8 | 2 | 3 | 17.0 | 7 |\n" in blocks["rates"]
     assert "| dense MNIST, seed 1 | 15.8 | 8 | – | – | 7.0 | 6 |\n" in blocks["rates"]
