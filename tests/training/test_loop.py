@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import foreign_models as foreign
 import planted
-from vaeprune.adapters import AdaptedVAE, adapt
+from vaeprune.adapters import AdaptedVAE, adapt, measuring
 from vaeprune.architectures import BuiltVAE, ConvolutionalVAE, DenseVAE, initialise
 from vaeprune.data import MemoryRows
 from vaeprune.errors import ModelError, TrainingError, VaepruneError
@@ -542,6 +542,22 @@ def test_each_step_is_reported_with_the_means_so_far() -> None:
     for last, epoch in zip(steps[2::3], trained.history.epochs, strict=True):
         assert (last.loss, last.reconstruction, last.kl) == (epoch.loss, epoch.reconstruction, epoch.kl)
         assert last.loss == pytest.approx(last.reconstruction + last.kl)
+
+
+def test_a_step_shows_the_network_as_it_left_it_and_looking_changes_nothing() -> None:
+    x = ROWS["dense"]
+    seen: list[Tensor] = []
+
+    def look(step: Step) -> None:
+        with measuring(step.vae):
+            seen.append(step.vae.encode(x).mean.clone())
+
+    watched = train(dense(), x, Options(1, batch_size=20), on_step=look)
+    alone = train(dense(), x, Options(1, batch_size=20))
+    assert same(weights(watched.vae), weights(alone.vae))
+    with torch.no_grad():
+        torch.testing.assert_close(seen[-1], watched.vae.encode(x).mean)
+    assert not torch.allclose(seen[0], seen[1])
 
 
 def test_the_last_step_of_an_epoch_is_the_last_that_was_announced() -> None:

@@ -77,9 +77,10 @@ class Trained(Generic[Model]):
 
 
 class Step(NamedTuple):
-    """Where a running training stands: for progress bars.
+    """Where a running training stands: for progress bars, and for watching the network inside an epoch.
 
     `loss`, `reconstruction` and `kl` are means over the epoch so far in nats per row; `learning_rate` is this step's.
+    `vae` is the network in training as the step left it: look at it inside `measuring`, copy what shall be kept.
     """
 
     epoch: int
@@ -89,6 +90,7 @@ class Step(NamedTuple):
     reconstruction: float
     kl: float
     learning_rate: float
+    vae: VAE
 
 
 def train(
@@ -203,7 +205,7 @@ class _Epoch:
             seen += len(x)
             if on_step:
                 loss, reconstruction, kl = (sums / seen).tolist()
-                on_step(Step(self.epoch, batch, self.batches, loss, reconstruction, kl, rate))
+                on_step(Step(self.epoch, batch, self.batches, loss, reconstruction, kl, rate, self.vae))
         loss, reconstruction, kl = (sums / seen).tolist()
         variance, posterior_variance = self._measure()
         if not all(map(math.isfinite, (*variance, *posterior_variance))):
