@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -137,7 +137,8 @@ class Rows:
         typer.Option(
             "--data",
             metavar="DATA",
-            help="tiles, mnist, fashion-mnist, an .npy or .npz file, a folder of pictures, or path/or.module:factory.",
+            help="tiles, mnist, fashion-mnist, an .npy or .npz file, a folder of pictures or of .npy files, or "
+            "path/or.module:factory.",
         ),
     ]
     held_out: Annotated[
@@ -195,6 +196,29 @@ class Limits:
         from vaeprune.analysis import Thresholds
 
         return Thresholds(self.max_variance, self.min_posterior_variance, self.max_ablation_cost, self.max_noise)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How to read and encode the calibrate rows."""
+
+    until_certain: Annotated[
+        bool,
+        typer.Option(
+            "--until-certain", help="Stop reading once all intervals are clear; rows must be in random order."
+        ),
+    ] = False
+    comoments: Annotated[
+        bool,
+        typer.Option("--comoments/--no-comoments", help="Keep co-moments of latents, whose cost is quadratic."),
+    ] = True
+    bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16, and say what that changes.")] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The library's form."""
+        from vaeprune.analysis.encoding_pass import How
+
+        return {"certain": self.until_certain, "how": How(self.comoments, self.bf16)}
 
 
 @dataclass(frozen=True)

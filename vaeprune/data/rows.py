@@ -46,6 +46,10 @@ class Rows(Protocol):
         """All rows in order, at most `size` at a time; uint8 is scaled, floats stay as they are."""
         ...
 
+    def part(self, index: int, of: int) -> Rows:
+        """Part `index`, from 0 on, of `of` disjoint ones that together are all rows."""
+        ...
+
 
 class MemoryRows:
     """Rows held in memory in the type they came in (uint8 images take a quarter of the room floats would)."""
@@ -62,27 +66,52 @@ class MemoryRows:
         for start in range(0, self.count, size):
             yield as_batch([t[start : start + size] for t in self.tensors], dtype, self._span)
 
+    def part(self, index: int, of: int) -> MemoryRows:
+        """A run of the rows, without copying; `of` of them are as even as can be, and may be empty."""
+        first, last = _span_of(self.count, index, of)
+        return MemoryRows(self.name, *(t[first:last] for t in self.tensors), span=self._span)
+
     def take(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
         """The rows at `indices`, as a batch."""
         return as_batch([t[indices] for t in self.tensors], dtype, self._span)
 
 
 class StreamedRows:
-    """Rows read from a source block by block, those of one set only; nothing is kept."""
+    """Rows read from a source block by block, those of one set only; nothing is kept.
+
+    `count`: how many rows `choose` takes, where that is known already.
+    """
 
     def __init__(
-        self, source: Source, seed: int, choose: Choose | None, limit: int | None = None, span: Span = (0.0, 1.0)
+        self,
+        source: Source,
+        seed: int,
+        choose: Choose | None,
+        limit: int | None = None,
+        span: Span = (0.0, 1.0),
+        count: int | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        self._span = span
+        self._span, self._share = span, share
         self.scaled_to = span if source.dtype == np.uint8 else None
         self._source, self._seed, self._choose, self._limit = source, seed, choose, limit
         self.name, self.row_shape = source.name, source.row_shape
-        self.count = None if choose else _limited(source.count, limit)
+        self.count = count if choose or share[1] > 1 else _limited(source.count, limit)
+
+    def part(self, index: int, of: int) -> StreamedRows:
+        """A run of the rows where the source knows how many it has, else every so many blocks.
+
+        Its `count` is an even share of all.
+        """
+        count = None if self.count is None else self.count // of
+        return StreamedRows(
+            self._source, self._seed, self._choose, self._limit, self._span, count=count, share=(index, of)
+        )
 
     def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
         """Batches of up to `size` rows; each is valid until the next is asked for, which may reuse its memory."""
         room: Tensor | None = None
-        for block in limited_blocks(self._source, self._limit):
+        for block in limited_blocks(self._source, self._limit, self._share):
             if self._choose is not None:
                 chosen = self._choose(row_hashes(block[0], self._seed))
                 block = tuple(part[chosen] for part in block)
@@ -93,46 +122,81 @@ class StreamedRows:
                 yield as_batch(parts, dtype, self._span, room)
 
 
-def limited_blocks(source: Source, limit: int | None) -> Iterator[Block]:
-    """The blocks of the first `limit` rows; raises DataError where a row changes shape or is not finite."""
-    left, read = limit, 0
-    for block in source.blocks():
+def limited_blocks(source: Source, limit: int | None, share: tuple[int, int] = (0, 1)) -> Iterator[Block]:
+    """The blocks of the first `limit` rows; raises DataError where a row changes shape or is not finite.
+
+    `share`: (index, of): those of one part only. Where the source has not counted its rows, all are read, and every
+    `of`-th block from `index` on is taken.
+    """
+    index, of = share
+    runs = of > 1 and source.count is not None
+    read, end = _span_of(_limited(source.count, limit) or 0, index, of) if runs else (0, limit)
+    for number, block in enumerate(source.blocks(read, end) if runs else source.blocks()):
         if block[0].shape[1:] != source.row_shape:
             raise DataError(
                 f"{source.name}: got rows of shape {block[0].shape[1:]} after rows of shape {source.row_shape}"
             )
-        if left is not None:
-            block = tuple(part[:left] for part in block)
-            left -= len(block[0])
-        for part in block:
-            _refuse_non_finite(torch.from_numpy(part), source.name, read)
+        if end is not None:
+            block = tuple(part[: end - read] for part in block)
+        if runs or number % of == index:
+            for part in block:
+                _refuse_non_finite(torch.from_numpy(part), source.name, read)
+            if len(block[0]):
+                yield block
         read += len(block[0])
-        if len(block[0]):
-            yield block
-        if left == 0:
+        if read == end:
             return
+
+
+class _Sample:
+    """At most `keep` of the chosen rows: those whose second hash is smallest.
+
+    A uniform sample that depends on the rows alone, not on their order; memory is bounded by 2·keep rows.
+    """
+
+    def __init__(self, choose: Choose, keep: int) -> None:
+        self.chosen = 0
+        self._choose, self._keep = choose, keep
+        self._kept: list[Block] = []
+        self._ranks: list[NDArray[np.uint64]] = []
+
+    def see(self, block: Block, hashes: NDArray[np.uint64]) -> None:
+        chosen = self._choose(hashes)
+        self._kept.append(tuple(part[chosen] for part in block))
+        self._ranks.append(mix(hashes[chosen] ^ np.uint64(0x9E3779B97F4A7C15)))
+        self.chosen += len(self._ranks[-1])
+        if sum(map(len, self._ranks)) > 2 * self._keep:
+            self._kept, self._ranks = _smallest(self._kept, self._ranks, self._keep)
+
+    def rows(self, source: Source, seed: int, limit: int | None, span: Span) -> MemoryRows:
+        (parts,), (ranks,) = _smallest(self._kept, self._ranks, self._keep)
+        if not len(ranks):
+            raise _none_left(source, seed, limit)
+        return MemoryRows(source.name, *(torch.from_numpy(part) for part in parts), span=span)
 
 
 def sample_rows(
     source: Source, seed: int, choose: Choose, keep: int, limit: int | None, span: Span = (0.0, 1.0)
 ) -> MemoryRows:
-    """At most `keep` of the chosen rows, in memory: those whose second hash is smallest.
+    """At most `keep` of the chosen rows, in memory; see `samples`."""
+    return samples(source, seed, (choose,), keep, limit, span)[0][0]
 
-    A uniform sample that depends on the rows alone, not on their order; memory is bounded by 2·keep rows.
+
+def samples(
+    source: Source, seed: int, chooses: Sequence[Choose], keep: int, limit: int | None, span: Span = (0.0, 1.0)
+) -> tuple[list[MemoryRows], int]:
+    """For each of `chooses` at most `keep` of the rows it takes, in memory, by one pass; and how many rows none took.
+
+    Uniform samples that depend on the rows alone, not on their order; each takes at most 2·keep rows of memory.
     """
-    kept: list[Block] = []
-    ranks: list[NDArray[np.uint64]] = []
+    found = [_Sample(choose, keep) for choose in chooses]
+    read = 0
     for block in limited_blocks(source, limit):
         hashes = row_hashes(block[0], seed)
-        chosen = choose(hashes)
-        kept.append(tuple(part[chosen] for part in block))
-        ranks.append(mix(hashes[chosen] ^ np.uint64(0x9E3779B97F4A7C15)))
-        if sum(map(len, ranks)) > 2 * keep:
-            kept, ranks = _smallest(kept, ranks, keep)
-    kept, ranks = _smallest(kept, ranks, keep)
-    if not len(ranks[0]):
-        raise _none_left(source, seed, limit)
-    return MemoryRows(source.name, *(torch.from_numpy(part) for part in kept[0]), span=span)
+        read += len(hashes)
+        for sample in found:
+            sample.see(block, hashes)
+    return [sample.rows(source, seed, limit, span) for sample in found], read - sum(s.chosen for s in found)
 
 
 def as_batch(parts: Sequence[Tensor], dtype: torch.dtype, span: Span, room: Tensor | None = None) -> Batch:
@@ -173,6 +237,11 @@ def _smallest(
         order = np.sort(np.argpartition(rank, keep - 1)[:keep])
         parts, rank = tuple(part[order] for part in parts), rank[order]
     return [parts], [rank]
+
+
+def _span_of(count: int, index: int, of: int) -> tuple[int, int]:
+    """First row of part `index` of `of`, and the first of the next one."""
+    return count * index // of, count * (index + 1) // of
 
 
 def _limited(count: int | None, limit: int | None) -> int | None:
