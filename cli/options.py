@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -269,11 +270,17 @@ def torch_device(device: Device) -> str:
     import torch
 
     if device is Device.auto:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return _own_gpu() if torch.cuda.is_available() else "cpu"
     available = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available()}
     if not available.get(device, True):
         raise UsageError(f"--device {device.value}: torch finds no such device here", "use --device cpu")
-    return str(device.value)
+    return _own_gpu() if device is Device.cuda else str(device.value)
+
+
+def _own_gpu() -> str:
+    """Each of several ranks on a machine takes the GPU of its own number."""
+    rank = os.environ.get("LOCAL_RANK")
+    return "cuda" if rank is None else f"cuda:{rank}"
 
 
 def integers(text: str, option: str) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from vaeprune import ranks
 from vaeprune.adapters import AdaptedVAE, as_vae, measuring
 from vaeprune.analysis.ablation import reactions
 from vaeprune.analysis.advice import Advice, advise
@@ -156,7 +157,7 @@ def analyze(
         peers = peer_criteria(vae, sets, moments, latents, pull) if criteria else None
     most = math.prod(vae.input_shape) // math.prod(vae.latent_shape[1:])
     diagnosis = diagnose(case)
-    return Analysis(
+    found = Analysis(
         data=sets.name,
         seed=sets.seed,
         n_samples=moments.count,
@@ -171,6 +172,7 @@ def analyze(
         stopped_early=stopped,
         precision=precision,
     )
+    return ranks.from_first(lambda: found)
 
 
 def _pull(vae: VAE, sets: DataSets, beta: float, ablate: Ablate, progress: Progress | None) -> DecoderPull | str:

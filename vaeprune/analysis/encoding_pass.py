@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vaeprune import ranks
 from vaeprune.adapters import batches_for, element_type
 from vaeprune.analysis.latents import Thresholds, latents_of
 from vaeprune.analysis.moments import Moments
@@ -16,7 +18,7 @@ from vaeprune.analysis.trials import Progress
 from vaeprune.analysis.verdict import clear
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import Rows
-from vaeprune.errors import DataError
+from vaeprune.errors import DataError, UsageError
 from vaeprune.posterior import VAE, Posterior
 
 _LEAST_ROWS, _MOST_ROWS = 32, 4096
@@ -34,7 +36,10 @@ class How(NamedTuple):
 
 
 def accumulate(vae: VAE, rows: Rows, progress: Progress | None = None, how: How = How()) -> Moments:  # noqa: B008
-    """Moments of the posterior over all `rows`, in one pass. Call it inside `measuring(vae)`."""
+    """Moments of the posterior over all `rows`, in one pass. Call it inside `measuring(vae)`.
+
+    Of several ranks each encodes its part; all get the same result.
+    """
     return until_certain(vae, rows, None, progress, how)[0]
 
 
@@ -46,13 +51,19 @@ def until_certain(
     It looks after 4,096 rows, 8,192, … at intervals of 99.7%: fifteen looks (67 million rows) together err in less than
     one case in twenty. The first rows speak for the others only if their order is random. Without limits all are read.
     """
+    several = ranks.world() > 1
+    if several and limits:
+        raise UsageError("--until-certain: goes with one process", "leave it out, or start without torchrun")
     found, look = None, _FIRST_LOOK
-    for moments in running(vae, rows, progress, how):
+    mine = rows.part(ranks.rank(), ranks.world()) if several else rows
+    for moments in running(vae, mine, progress, how):
         found = moments
         if limits and found.count >= look:
             if all(clear(latent, limits) for latent in latents_of(found)):
                 return found, rows.count is None or found.count < rows.count
             look *= 2
+    if several:
+        found = functools.reduce(_merged, filter(None, ranks.gathered(found)), None)
     if found is None:
         raise DataError(f"{rows.name}: holds no rows to measure")
     return found, False

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaeprune import ranks
 from vaeprune.data.hashing import mix, row_hashes
 from vaeprune.data.sources import Block, Source
 from vaeprune.errors import DataError
@@ -68,7 +69,7 @@ class MemoryRows:
 
     def part(self, index: int, of: int) -> MemoryRows:
         """A run of the rows, without copying; `of` of them are as even as can be, and may be empty."""
-        first, last = _span_of(self.count, index, of)
+        first, last = span_of(self.count, index, of)
         return MemoryRows(self.name, *(t[first:last] for t in self.tensors), span=self._span)
 
     def take(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
@@ -130,7 +131,7 @@ def limited_blocks(source: Source, limit: int | None, share: tuple[int, int] = (
     """
     index, of = share
     runs = of > 1 and source.count is not None
-    read, end = _span_of(_limited(source.count, limit) or 0, index, of) if runs else (0, limit)
+    read, end = span_of(_limited(source.count, limit) or 0, index, of) if runs else (0, limit)
     for number, block in enumerate(source.blocks(read, end) if runs else source.blocks()):
         if block[0].shape[1:] != source.row_shape:
             raise DataError(
@@ -158,19 +159,28 @@ class _Sample:
         self.chosen = 0
         self._choose, self._keep = choose, keep
         self._kept: list[Block] = []
-        self._ranks: list[NDArray[np.uint64]] = []
+        self._orders: list[NDArray[np.uint64]] = []
 
     def see(self, block: Block, hashes: NDArray[np.uint64]) -> None:
         chosen = self._choose(hashes)
         self._kept.append(tuple(part[chosen] for part in block))
-        self._ranks.append(mix(hashes[chosen] ^ np.uint64(0x9E3779B97F4A7C15)))
-        self.chosen += len(self._ranks[-1])
-        if sum(map(len, self._ranks)) > 2 * self._keep:
-            self._kept, self._ranks = _smallest(self._kept, self._ranks, self._keep)
+        self._orders.append(mix(hashes[chosen] ^ np.uint64(0x9E3779B97F4A7C15)))
+        self.chosen += len(self._orders[-1])
+        if sum(map(len, self._orders)) > 2 * self._keep:
+            self._kept, self._orders = _smallest(self._kept, self._orders, self._keep)
+
+    def gather(self) -> None:
+        """Take in the samples of the other ranks; collective."""
+        if self._kept:
+            self._kept, self._orders = _smallest(self._kept, self._orders, self._keep)
+        parts = ranks.gathered((self._kept, self._orders, self.chosen))
+        self._kept = [block for kept, _, _ in parts for block in kept]
+        self._orders = [order for _, orders, _ in parts for order in orders]
+        self.chosen = sum(chosen for _, _, chosen in parts)
 
     def rows(self, source: Source, seed: int, limit: int | None, span: Span) -> MemoryRows:
-        (parts,), (ranks,) = _smallest(self._kept, self._ranks, self._keep)
-        if not len(ranks):
+        (parts,), (order,) = _smallest(self._kept, self._orders, self._keep)
+        if not len(order):
             raise _none_left(source, seed, limit)
         return MemoryRows(source.name, *(torch.from_numpy(part) for part in parts), span=span)
 
@@ -188,14 +198,19 @@ def samples(
     """For each of `chooses` at most `keep` of the rows it takes, in memory, by one pass; and how many rows none took.
 
     Uniform samples that depend on the rows alone, not on their order; each takes at most 2·keep rows of memory.
+    Of several ranks each reads its part, and all get the same samples.
     """
     found = [_Sample(choose, keep) for choose in chooses]
     read = 0
-    for block in limited_blocks(source, limit):
+    for block in limited_blocks(source, limit, (ranks.rank(), ranks.world())):
         hashes = row_hashes(block[0], seed)
         read += len(hashes)
         for sample in found:
             sample.see(block, hashes)
+    if ranks.world() > 1:
+        read = sum(ranks.gathered(read))
+        for sample in found:
+            sample.gather()
     return [sample.rows(source, seed, limit, span) for sample in found], read - sum(s.chosen for s in found)
 
 
@@ -228,10 +243,10 @@ def _none_left(source: Source, seed: int, limit: int | None) -> DataError:
 
 
 def _smallest(
-    blocks: list[Block], ranks: list[NDArray[np.uint64]], keep: int
+    blocks: list[Block], orders: list[NDArray[np.uint64]], keep: int
 ) -> tuple[list[Block], list[NDArray[np.uint64]]]:
     """The rows of `keep` smallest rank, in their order, as one block."""
-    rank = np.concatenate(ranks) if ranks else np.empty(0, np.uint64)
+    rank = np.concatenate(orders) if orders else np.empty(0, np.uint64)
     parts = tuple(np.concatenate(part) for part in zip(*blocks, strict=True))
     if len(rank) > keep:
         order = np.sort(np.argpartition(rank, keep - 1)[:keep])
@@ -239,7 +254,7 @@ def _smallest(
     return [parts], [rank]
 
 
-def _span_of(count: int, index: int, of: int) -> tuple[int, int]:
+def span_of(count: int, index: int, of: int) -> tuple[int, int]:
     """First row of part `index` of `of`, and the first of the next one."""
     return count * index // of, count * (index + 1) // of
 
