@@ -120,6 +120,7 @@ def all_jobs() -> dict[str, object]:
     jobs = (
         merged,
         moments,
+        parted,
         tried,
         compared,
         step,
