@@ -1,4 +1,4 @@
-"""Run all benchmark cases, or those named; the table of what was timed beside others is kept in build/benchmarks.json."""
+"""Run all benchmark cases, or those named; what is timed beside others is kept in build/benchmarks.json."""
 
 from __future__ import annotations
 
