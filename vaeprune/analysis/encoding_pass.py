@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Iterator, Sequence
@@ -76,7 +77,7 @@ def running(vae: VAE, rows: Rows, progress: Progress | None, how: How) -> Iterat
     pool: _Pool | None = None
     moments: Moments | None = None
     for x, *conditions in batches_for(vae, rows, batch):
-        with torch.autocast(device, torch.bfloat16, enabled=how.bf16):
+        with torch.autocast(device, torch.bfloat16) if how.bf16 else contextlib.nullcontext():
             posterior = vae.encode(_laid_out(x, vae), *conditions)
         pool = pool or _Pool(batch, posterior.mean)
         pool.add(posterior)
