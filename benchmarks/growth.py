@@ -27,7 +27,7 @@ from vaeprune.posterior import Posterior
 OUT, RUNS = Path("docs"), 3
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
 LATENTS = (16, 64, 256, 1024, 4096)
-WIDTHS = (100, 330, 1_000, 3_300, 9_900)  # of two layers a side: 4·10⁴ to 2·10⁸ weights
+WIDTHS = (100, 330, 1_000, 3_300, 6_900)  # of two layers a side: 4·10⁴ to 10⁸ weights
 Points = list[tuple[float, float]]
 
 
