@@ -1,13 +1,21 @@
-"""Run all benchmark cases, or those named."""
+"""Run all benchmark cases, or those named; what is timed beside others is kept in build/benchmarks.json."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 
+from benchmarks.figures import keep, table
+
 CASES = (
     "start_up",
+    "whole_analysis",
     "moments",
+    "training",
+    "large_cut",
+    "two_ranks",
+    "many_rows",
+    "growth",
     "mnist_dense",
     "interval_coverage",
     "planted_truth",
@@ -34,7 +42,12 @@ def main() -> None:
         parser.error(f"unknown case {', '.join(unknown)}; there are {', '.join(CASES)}")
     for name in named:
         print(f"\n== {name}")
-        importlib.import_module(f"benchmarks.{name}").main()
+        found = importlib.import_module(f"benchmarks.{name}").main()
+        for figure in found or ():
+            print(figure)
+        if found:
+            keep(name, found)
+    print(f"\n{table()}")
 
 
 main()

@@ -14,6 +14,7 @@ import typer
 from vaeprune.errors import VaepruneError, one_line
 
 from .app import app
+from .as_rank import as_rank, named, several, tells_of_failure
 from .output import print_json
 
 DONE, GATE_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
@@ -27,7 +28,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit code: 0 done, 1 a gate failed, 2 an error, 130 interrupted."""
     try:
-        code = app(args=list(arguments), prog_name="vaeprune", standalone_mode=False)
+        code = as_rank(lambda: _app(arguments), arguments) if several() else _app(arguments)
         sys.stdout.flush()
     except VaepruneError as error:
         return _report(arguments, type(error).__name__, error.message, error.hint)
@@ -56,6 +57,11 @@ def run(arguments: Sequence[str]) -> int:
     return code if isinstance(code, int) else DONE
 
 
+def _app(arguments: Sequence[str]) -> int | None:
+    code: int | None = app(args=list(arguments), prog_name="vaeprune", standalone_mode=False)
+    return code
+
+
 def _silent() -> int:
     """Nothing more is written to a reader that has gone, at exit neither."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -65,6 +71,9 @@ def _silent() -> int:
 def _report(arguments: Sequence[str], kind: str, message: str, hint: str) -> int:
     if os.environ.get("VAEPRUNE_DEBUG"):
         traceback.print_exc()
+    if not tells_of_failure(kind):
+        return FAILED
+    message = named(message)
     print(f"vaeprune: error: {message}" + (f"; {hint}" if hint else ""), file=sys.stderr)
     if "--json" in arguments:
         with contextlib.suppress(OSError):

@@ -26,7 +26,7 @@ Objective = Annotated[
 ]
 
 
-@takes(o.Reading, o.Rows, o.Limits)
+@takes(o.Reading, o.Rows, o.Limits, o.Pass)
 def analyze(
     models: Annotated[
         list[str],
@@ -35,6 +35,7 @@ def analyze(
     rows: o.Rows,
     reading: o.Reading,
     limits: o.Limits,
+    reading_pass: o.Pass,
     criteria: Criteria = False,
     objective: Objective = None,
     device: o.OnDevice = o.Device.auto,
@@ -48,8 +49,11 @@ def analyze(
     stated = None if objective is None else StatedObjective.parse(objective)
     sets = rows.open(input_range=reading.input_range)
     if len(models) > 1:
-        if criteria or objective is not None:
-            raise UsageError("--criteria, --objective: go with one MODEL", "analyze the models one by one")
+        if criteria or objective is not None or reading_pass != o.Pass():
+            raise UsageError(
+                "--criteria, --objective, --until-certain, --no-comoments, --bf16: go with one MODEL",
+                "analyze the models one by one",
+            )
         compare_counts(models, sets, reading, limits, device, json, quiet)
         return
     (model,) = models
@@ -63,6 +67,7 @@ def analyze(
             criteria=criteria,
             objective=stated,
             progress=report,
+            **reading_pass.arguments(),
         )
     note_variance_law(vae, analysis, quiet)
     command = command_for(analysis, vae, model, rows, reading, limits)
@@ -70,4 +75,5 @@ def analyze(
     if json:
         print_json({"model": model} | analysis.to_json())
     else:
-        print_analysis(analysis, f"{model} on {sets.name}, {analysis.n_samples:,} rows")
+        early = " until certain" if analysis.stopped_early else ""
+        print_analysis(analysis, f"{model} on {sets.name}, {analysis.n_samples:,} rows{early}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -137,7 +138,8 @@ class Rows:
         typer.Option(
             "--data",
             metavar="DATA",
-            help="tiles, mnist, fashion-mnist, an .npy or .npz file, a folder of pictures, or path/or.module:factory.",
+            help="tiles, mnist, fashion-mnist, an .npy or .npz file, a folder of pictures or of .npy files, or "
+            "path/or.module:factory.",
         ),
     ]
     held_out: Annotated[
@@ -198,6 +200,29 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """How to read and encode the calibrate rows."""
+
+    until_certain: Annotated[
+        bool,
+        typer.Option(
+            "--until-certain", help="Stop reading once all intervals are clear; rows must be in random order."
+        ),
+    ] = False
+    comoments: Annotated[
+        bool,
+        typer.Option("--comoments/--no-comoments", help="Keep co-moments of latents, whose cost is quadratic."),
+    ] = True
+    bf16: Annotated[bool, typer.Option("--bf16", help="Encode in bfloat16, and say what that changes.")] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The library's form."""
+        from vaeprune.analysis.encoding_pass import How
+
+        return {"certain": self.until_certain, "how": How(self.comoments, self.bf16)}
+
+
+@dataclass(frozen=True)
 class Gates:
     """When a smaller model is the same model."""
 
@@ -245,11 +270,17 @@ def torch_device(device: Device) -> str:
     import torch
 
     if device is Device.auto:
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return _own_gpu() if torch.cuda.is_available() else "cpu"
     available = {Device.cuda: torch.cuda.is_available(), Device.mps: torch.backends.mps.is_available()}
     if not available.get(device, True):
         raise UsageError(f"--device {device.value}: torch finds no such device here", "use --device cpu")
-    return str(device.value)
+    return _own_gpu() if device is Device.cuda else str(device.value)
+
+
+def _own_gpu() -> str:
+    """Each of several ranks on a machine takes the GPU of its own number."""
+    rank = os.environ.get("LOCAL_RANK")
+    return "cuda" if rank is None else f"cuda:{rank}"
 
 
 def integers(text: str, option: str) -> list[int]:

@@ -15,7 +15,7 @@ from vaeprune.errors import one_line
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress, Task, TaskID
 
     from vaeprune.analysis import Analysis
     from vaeprune.analysis.criteria import Criteria
@@ -71,11 +71,21 @@ def progress(quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
     if quiet or not sys.stderr.isatty():
         yield lambda _what, _more, _total: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(speed(task.finished_speed or task.speed))
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
     with Progress(*columns, console=stderr(), transient=True) as bar:
         yield reporting(bar)
+
+
+def speed(rows: float | None) -> str:
+    """Rows a second, for people."""
+    return "" if rows is None else f"{rows:,.0f} rows/s"
 
 
 def reporting(bar: Progress) -> Callable[[str, int, int | None], None]:
@@ -127,6 +137,8 @@ def print_analysis(analysis: Analysis, title: str) -> None:
     show(
         f"a use by less than {analysis.unseen_share:.2%} of the data may go unseen in {analysis.n_samples:,} rows (95%)"
     )
+    if analysis.precision:
+        show(str(analysis.precision))
     if analysis.criteria:
         _print_criteria(analysis.criteria)
     show("")

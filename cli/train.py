@@ -12,6 +12,7 @@ import typer
 from vaeprune.errors import UsageError
 
 from . import options as o
+from .as_rank import several
 from .output import note, print_json, show
 from .train_auto import train_auto
 from .training_display import training_display
@@ -101,6 +102,11 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="Of weights, order and noise. [default: 0]")] = None,
     rows: Annotated[int | None, typer.Option("--rows", help="Train on the first N rows only.")] = None,
+    bf16: Annotated[bool | None, typer.Option("--bf16/--no-bf16", help="In bfloat16, for a GPU. [default: no]")] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Through torch.compile, for long trainings. [default: no]"),
+    ] = None,
     keep_state: Annotated[
         bool,
         typer.Option("--keep-state/--discard-state", help="Keep Adam's state in the finished folder for --resume."),
@@ -125,11 +131,13 @@ def train(
         "data": data, "architecture": arch, "hidden": tuple(o.integers(hidden, "--hidden")) if hidden else None,
         "latent": _size(latent), "likelihood": likelihood, "scale": scale, "kl": kl, "beta": beta, "sampling": sampling,
         "initialisation": init, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
-        "trace_every": trace_every, "seed": seed, "rows": rows,
+        "trace_every": trace_every, "seed": seed, "rows": rows, "bf16": bf16, "compiled": compiled,
     }  # fmt: skip
     given = {k: v.value if isinstance(v, Enum) else v for k, v in wished.items() if v is not None}
     how: dict[str, Any] = {"folder": data_dir, "device": o.torch_device(device), "keep_state": keep_state}
     again = ["--device", device.value, *(["--data-dir", str(data_dir)] if data_dir else [])]
+    if latent == AUTO and several():
+        raise UsageError("--latent auto: goes with one process", "start it without torchrun")
     repeats = {name: count for name, count in (("seeds", seeds), ("starts", starts)) if count is not None}
     if repeats and latent != AUTO:
         option = next(iter(repeats))

@@ -9,6 +9,7 @@ VaepruneError
 ├── TraceError          a path through the model that cannot be followed, so nothing is cut
 ├── PlanError           a plan that is damaged, contradicts itself, or was made for other weights
 ├── ExportError         an ONNX file that cannot be made
+├── RankError           one of several processes on one job that ended before the others
 ├── OnnxMismatch        an ONNX file that computes something else than the model
 └── VerificationFailed  the smaller model is not the same model; carries the evidence
 
@@ -63,6 +64,10 @@ class PlanError(VaepruneError):
 
 class ExportError(VaepruneError):
     """An ONNX file that cannot be made."""
+
+
+class RankError(VaepruneError):
+    """One of several processes on one job that ended before the others."""
 
 
 class OnnxMismatch(VaepruneError):

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
+from vaeprune import ranks
 from vaeprune.adapters import AdaptedVAE, as_vae
 from vaeprune.analysis import Analysis, analyze
 from vaeprune.analysis.analysis import Ablate, Progress
@@ -152,7 +153,8 @@ def shrink(
         found = Shrunk(None, replay, None, None, (0, 0), (0, 0))
     else:
         analysis = analysis or analyze(vae, sets, thresholds=thresholds, ablate=ablate, progress=progress)
-        found = _planned(vae, sets, analysis, wanted, recovery if not dry_run else None, progress)
+        verdicts, tried = analysis, recovery if not dry_run else None
+        found = ranks.from_first(lambda: _planned(vae, sets, verdicts, wanted, tried, progress))
     if found.plan is None:
         size = count_weights(vae)
         return dataclasses.replace(found, parameters=(size, size), latent_size=(vae.latent_size,) * 2)
@@ -247,8 +249,10 @@ class _Job:
         return self.recovery.of(self.smaller)
 
     def written(self, target: Path, force: bool) -> Shrunk:
-        """A model folder at `target`, once every gate is passed."""
+        """A model folder at `target`, once every gate is passed; of several ranks the first writes it."""
         final = self.recovered()
+        if ranks.rank() != 0:
+            return self.verified(recovered=final)
         provenance = self.model.provenance
         final.provenance = provenance | {
             "attributes": {**provenance.get("attributes", {}), **self.plan.attributes},

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vaeprune import ranks
 from vaeprune.architectures import BuiltVAE, Initialisation, build, initialise
 from vaeprune.architectures.convolutional import DECODER_CHANNELS, ENCODER_CHANNELS
 from vaeprune.data import MemoryRows, training_images
@@ -23,7 +24,7 @@ from vaeprune.training.growth import came_alive
 from vaeprune.training.loop import Step
 from vaeprune.training.objective import Penalty
 
-_OPTIONS = {"architecture": "--arch", "initialisation": "--init"}
+_OPTIONS = {"architecture": "--arch", "initialisation": "--init", "compiled": "--compile"}
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,16 @@ class Recipe:
     learning_rate: float = 1e-3
     trace_every: int = 0
     seed: int = 0
+    bf16: bool = False
+    compiled: bool = False
     grown: tuple[Growth, ...] = ()
 
     def options(self) -> Options:
         """The part the training loop needs. Raises TrainingError on values that make no sense."""
         objective = Objective(self.kl, self.beta, self.sampling)
         steps = (self.epochs, self.batch_size, self.learning_rate)
-        return Options(*steps, objective, self.seed, self.trace_every, grown=self.grown)
+        how = {"bf16": self.bf16, "compiled": self.compiled}
+        return Options(*steps, objective, self.seed, self.trace_every, grown=self.grown, **how)
 
     def network(self, row_shape: tuple[int, ...]) -> BuiltVAE:
         """The untrained network for rows of this shape. Raises ModelError."""
@@ -208,7 +212,8 @@ def _run(
         epochs = len(trained.history.epochs)
         state = trained.state if keep_state or epochs < recipe.epochs else {}
         model = ModelFolder(trained.vae, recipe.to_json(), None, trained.history, state)
-        write_model_folder(model, out, trained_card(model, recipe, out), force=force or epochs > before + 1)
+        if ranks.rank() == 0:
+            write_model_folder(model, out, trained_card(model, recipe, out), force=force or epochs > before + 1)
         if on_epoch:
             on_epoch(trained)
 

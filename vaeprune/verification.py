@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vaeprune import ranks
 from vaeprune.adapters import as_vae, batches_for, element_type, measuring
 from vaeprune.analysis.latents import interval
 from vaeprune.data import DataSets, Rows, as_data
@@ -44,6 +45,8 @@ def verify(
     and `exact` is None. `onnx`: a folder whose ONNX files are compared with `smaller`. Neither model is changed.
     `fine_tuned`: the smaller model was trained after the cut, so nothing can be exact; `same_epochs` is then the
     original trained as long, which the ELBO gate holds it against. A plan made for a budget sets the ELBO gate's limit.
+    Of several ranks each compares its share of the rows, with the noise that one rank would give them; ONNX files are
+    for rank 0 alone.
     Raises ModelError if the two cannot be compared; a failed gate is not an error here, see `Evidence.passed`.
     """
     limits = tolerances or Tolerances()
@@ -60,8 +63,12 @@ def verify(
     in_double = _exact_in_double(a, plan, sets.verify, seed) if plan is not None and not fine_tuned else None
     with measuring(a, b):
         comparison = _Comparison(a, b, kept, None if fine_tuned else plan, seed)
-        for batch in batches_for(a, sets.verify, 512):
-            comparison.see(*batch)
+        for number, batch in enumerate(batches_for(a, sets.verify, 512)):
+            if number % ranks.world() == ranks.rank():
+                comparison.see(*batch)
+            else:
+                comparison.skip(len(batch[0]))
+        comparison.gather()
         exact = None
         if plan is not None and not fine_tuned:
             exact = Exact(*comparison.agreement.largest(), in_double)
@@ -100,6 +107,10 @@ class _Running:
         self._largest = larger(self._largest, difference.max().item())
         self._squares += difference.square().sum().item()
         self._count += difference.numel()
+
+    def merge(self, other: _Running) -> None:
+        self._largest, self._squares = larger(self._largest, other._largest), self._squares + other._squares
+        self._count += other._count
 
     def result(self) -> Error:
         return Error(self._largest, math.sqrt(self._squares / max(self._count, 1)))
@@ -144,6 +155,24 @@ class _Comparison:
                 decoded = self._reference.decode(latents, *condition)
                 self.agreement.see(name, decoded, self.b.decode(latents[:, self.kept], *condition))
 
+    def skip(self, rows: int) -> None:
+        """Draw what `see` would draw for so many rows, which another rank sees."""
+        self._drawn((rows, *self.a.latent_shape))
+        self._drawn((rows, *(self.b if self.kept is None else self.a).latent_shape))
+
+    def gather(self) -> None:
+        """Take in what the other ranks saw; collective."""
+        mine = (self.mean_path, self.prior, self._low, self._high, [t.cpu() for t in self._losses], self.agreement)
+        for rank, theirs in enumerate(ranks.gathered(mine)):
+            if rank == ranks.rank():
+                continue
+            mean_path, prior, low, high, losses, agreement = theirs
+            self.mean_path.merge(mean_path)
+            self.prior.merge(prior)
+            self._low, self._high = _smaller(self._low, low), larger(self._high, high)
+            self._losses = [*(t.cpu() for t in self._losses), *losses]
+            self.agreement.merge(agreement)
+
     def see_losses(self, x: Tensor, *condition: Tensor) -> None:
         """One batch of rows, for the ELBO alone."""
         self._compare_losses(x, self.a.encode(x, *condition), self.b.encode(x, *condition), condition)
@@ -164,7 +193,10 @@ class _Comparison:
         return Sampling(losses.mean().item(), interval(losses.mean().item(), error))
 
     def _fresh(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._generator).to(like)
+        return self._drawn(like.shape).to(like)
+
+    def _drawn(self, shape: Sequence[int]) -> Tensor:
+        return torch.randn(*shape, generator=self._generator)
 
 
 def _exact_in_double(original: VAE, plan: Plan, rows: Rows, seed: int) -> float | None:

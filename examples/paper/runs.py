@@ -17,8 +17,8 @@ from vaeprune import analyze
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets, open_data
 from vaeprune.errors import StorageError
-from vaeprune.latent_search import held_out_loss
 from vaeprune.model_folder import CONFIG, read_model_folder
+from vaeprune.oversized import held_out_loss
 from vaeprune.storage import new_file, new_folder, read_json, weights_sha256, write_json
 from vaeprune.training import History, Trained
 from vaeprune.training.loop import Step

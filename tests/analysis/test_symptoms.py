@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from planted import MapVAE, OwnVAE, PlainVAE, dense, rows
+from vaeprune.analysis import symptoms
 from vaeprune.analysis.symptoms import Symptoms, examine
 from vaeprune.data import MemoryRows, as_data
 from vaeprune.likelihood import Likelihood
@@ -137,3 +138,15 @@ def test_latents_that_are_not_finite_are_left_to_the_moments() -> None:
     with torch.no_grad():
         vae.mean_head.bias[0] = math.nan
     assert examine(vae, as_data(rows()).calibrate) is None
+
+
+def test_of_very_many_rows_short_runs_from_all_over_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symptoms, "_SOON_READ", 999)
+    monkeypatch.setattr(symptoms, "_RUNS", 10)
+    monkeypatch.setattr(symptoms, "_MOST_ROWS", 50)
+    x = torch.arange(1000.0).view(-1, 1).expand(-1, 2).contiguous()
+    (found,) = symptoms._thinned(Fixed(), MemoryRows("rows", x))
+    assert found[:, 0].tolist() == [100 * run + i for run in range(10) for i in range(5)]
+    monkeypatch.setattr(symptoms, "_SOON_READ", 1000)
+    (found,) = symptoms._thinned(Fixed(), MemoryRows("rows", x))
+    assert len({*torch.diff(found[:, 0]).tolist()}) == 1, "evenly from the whole"

@@ -50,9 +50,12 @@ def test_counts_without_the_decoder_are_said_to_be_provisional(vaeprune, idle_mo
         assert (said in ran.out.splitlines()) == told
 
 
-@pytest.mark.parametrize("option", [("--criteria",), ("--objective", "elbo")], ids=["criteria", "objective"])
+@pytest.mark.parametrize(
+    "option", [("--criteria",), ("--objective", "elbo"), ("--bf16",)], ids=["criteria", "objective", "bf16"]
+)
 def test_what_is_shown_for_one_model_is_refused_for_several(idle_model, busy_model, rows, refused, option):
-    told = ["--criteria, --objective: go with one MODEL; analyze the models one by one"]
+    options = "--criteria, --objective, --until-certain, --no-comoments, --bf16"
+    told = [f"{options}: go with one MODEL; analyze the models one by one"]
     refused("analyze", idle_model, busy_model, "--data", rows, *option, told=told)
 
 

@@ -77,6 +77,32 @@ def test_a_wrong_option_is_refused_without_torch():
     assert heavy_modules_after("from vaeprune.cli.__main__ import run; assert run(['train', '--nope']) == 2") == []
 
 
+UNUSED = ("onnx", "onnxruntime", "onnxscript", "torchvision", "matplotlib", "jinja2", "PIL", "pythae", "diffusers")
+
+
+def test_analyze_loads_nothing_that_it_does_not_use(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"""
+import sys
+from vaeprune.cli.__main__ import run
+from vaeprune.architectures import DenseVAE
+from vaeprune.model_folder import ModelFolder, write_model_folder
+write_model_folder(ModelFolder(DenseVAE((1, 28, 28), (8,), (8,), 3)), __import__("pathlib").Path("model"), "")
+assert run(["analyze", "model", "--data", "tiles", "--rows", "300", "--quiet"]) == 0
+print(*(m for m in {UNUSED!r} if m in sys.modules), file=sys.stderr)
+""",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    assert done.stderr.splitlines()[-1].split() == []
+
+
 def test_the_import_check_can_fail():
     assert "torch" in heavy_modules_after("import vaeprune; vaeprune.analyze; from vaeprune.cli.__main__ import run")
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from vaeprune.data import MemoryRows, sources
 from vaeprune.data.batch_source import BatchSource
 from vaeprune.data.hashing import mix, row_hashes
-from vaeprune.data.rows import StreamedRows, as_batch, limited_blocks, sample_rows
-from vaeprune.data.sources import Block, FileSource, MemorySource
+from vaeprune.data.rows import StreamedRows, as_batch, limited_blocks, sample_rows, samples
+from vaeprune.data.sources import Block, FileSource, MemorySource, Source
 from vaeprune.errors import DataError
 
 
@@ -30,12 +30,17 @@ def even(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
     return np.asarray(hashes % 2 == 0)
 
 
+def odd(hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    return ~even(hashes)
+
+
 def normal(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def gathered(rows: MemoryRows | StreamedRows, size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.cat([x.clone() for (x,) in rows.batches(size, dtype)])
+    none = torch.empty(0, *rows.row_shape, dtype=dtype)
+    return torch.cat([none, *(x.clone() for (x,) in rows.batches(size, dtype))])
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +191,33 @@ def test_conditions_stay_beside_the_rows_that_are_chosen() -> None:
         assert torch.equal(row, x[condition])
 
 
+# Parts
+
+
+def three_kinds(folder: Path, x: torch.Tensor) -> list[Source]:
+    np.save(folder / "x.npy", x.numpy())
+    return [FileSource(folder / "x.npy"), MemorySource("array", x), BatchSource("batches", list(x.split(5)))]
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2, 41, 60])
+@pytest.mark.parametrize("of", [1, 2, 3, 7])
+def test_parts_of_a_stream_are_disjoint_and_together_all_of_it(tmp_path: Path, of: int, limit: int | None) -> None:
+    x = torch.arange(60.0).view(60, 1) + normal(60, 1) / 100
+    for source in three_kinds(tmp_path, x):
+        for choose in (None, even):
+            stream = StreamedRows(source, 3, choose, limit)
+            parts = [gathered(stream.part(i, of), 4) for i in range(of)]
+            assert torch.equal(torch.cat(parts).sort(0).values, gathered(stream, 4).sort(0).values), type(source)
+
+
+@pytest.mark.parametrize("of", [1, 2, 3, 80])
+def test_parts_of_rows_in_memory_are_runs(of: int) -> None:
+    x = normal(60, 3)
+    parts = [MemoryRows("array", x).part(i, of) for i in range(of)]
+    assert torch.equal(torch.cat([part.tensors[0] for part in parts]), x)
+    assert max(part.count for part in parts) - min(part.count for part in parts) <= 1
+
+
 # Sampled
 
 
@@ -196,6 +228,24 @@ def test_a_sample_holds_the_rows_of_smallest_second_hash() -> None:
     expected = x[np.sort(chosen[np.argsort(rank[chosen])[:25]])]
     (got,) = sample_rows(MemorySource("array", x), 9, even, keep=25, limit=None).tensors
     assert np.array_equal(got.numpy(), expected)
+
+
+def test_several_samples_of_one_pass_are_those_of_a_pass_each() -> None:
+    passes = 0
+
+    class Counted(MemorySource):
+        def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+            nonlocal passes
+            passes += 1
+            return super().blocks(start, stop)
+
+    source = Counted("array", normal(200, 3))
+    (a, b), others = samples(source, 9, (even, odd), 25, None)
+    assert passes == 1
+    assert torch.equal(a.tensors[0], sample_rows(source, 9, even, 25, None).tensors[0])
+    assert torch.equal(b.tensors[0], sample_rows(source, 9, odd, 25, None).tensors[0])
+    assert others == 0
+    assert samples(source, 9, (even,), 25, None)[1] == int(odd(row_hashes(normal(200, 3).numpy(), 9)).sum())
 
 
 def test_a_sample_holds_the_same_rows_whatever_their_order() -> None:

@@ -389,8 +389,8 @@ def test_a_misspelt_name_is_refused_with_what_is_known() -> None:
     with pytest.raises(DataError) as caught:
         open_data("minst")
     assert caught.value.message == (
-        "data: got 'minst', expected tiles, mnist, fashion-mnist, an .npy or .npz file, a folder of pictures, or "
-        "path/or.module:factory"
+        "data: got 'minst', expected tiles, mnist, fashion-mnist, an .npy or .npz file, a folder of pictures or "
+        "of .npy files, or path/or.module:factory"
     )
 
 

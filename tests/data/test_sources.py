@@ -96,10 +96,20 @@ def test_a_file_can_be_read_again_also_after_a_reading_broken_off(tmp_path: Path
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_blocks_of_a_file_share_one_buffer(tmp_path: Path) -> None:
+def test_blocks_of_a_file_share_two_buffers_in_turns(tmp_path: Path) -> None:
     blocks = [block[0] for block in FileSource(save_npy(tmp_path, normal(40, 4))).blocks()]
     assert len(blocks) == 10
-    assert all(np.shares_memory(blocks[0], block) for block in blocks)
+    assert all(np.shares_memory(blocks[i % 2], block) for i, block in enumerate(blocks))
+    assert not np.shares_memory(blocks[0], blocks[1])
+
+
+@SAVERS
+@pytest.mark.parametrize(("start", "stop"), [(0, 5), (3, 4), (7, 50), (11, 12), (49, 50), (20, 20), (9, 900)])
+@pytest.mark.usefixtures("small_blocks")
+def test_a_run_of_a_files_rows_is_read_alone(tmp_path: Path, save: Save, start: int, stop: int) -> None:
+    x = normal(50, 4)
+    blocks = [block[0].copy() for block in FileSource(save(tmp_path, x)).blocks(start, stop)]
+    assert np.array_equal(np.concatenate([*blocks, x[:0]]), x[start:stop])
 
 
 @SAVERS

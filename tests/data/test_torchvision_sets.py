@@ -278,15 +278,33 @@ class Canary:
         return Path.touch, (self.path,)
 
 
-def test_torchvisions_old_pickles_are_never_unpickled(tmp_path: Path) -> None:
-    put_raw(tmp_path)
+@pytest.mark.parametrize("whole", [True, False], ids=["raw files whole", "raw file damaged"])
+def test_torchvisions_old_pickles_are_never_unpickled(tmp_path: Path, whole: bool) -> None:
+    raw = put_raw(tmp_path)
+    if not whole:
+        (raw / "train-images-idx3-ubyte").write_bytes(idx(TRAIN)[:-1])
     processed = tmp_path / "MNIST" / "processed"
     processed.mkdir()
     for name in ("training.pt", "test.pt"):
         (processed / name).write_bytes(pickle.dumps(Canary(tmp_path / "canary"), protocol=2))
-    with pytest.raises(DataError, match="cannot be downloaded or read"):
-        load("mnist", tmp_path)
+    if whole:
+        assert np.array_equal(load("mnist", tmp_path)[0].numpy(), TRAIN)
+    else:
+        with pytest.raises(DataError, match="cannot be downloaded or read"):
+            load("mnist", tmp_path)
     assert not (tmp_path / "canary").exists()
+
+
+def test_files_at_hand_are_read_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def imported(name: str) -> None:
+        raise AssertionError(f"torchvision.{name} was imported")
+
+    monkeypatch.setattr("vaeprune.data.torchvision_sets.import_torchvision", imported)
+    for name in CLASSES:
+        put_raw(tmp_path, name)
+        train, test = load(name, tmp_path)
+        assert np.array_equal(train.numpy(), TRAIN)
+        assert np.array_equal(test.numpy(), TEST)
 
 
 # Importing torchvision

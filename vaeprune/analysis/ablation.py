@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vaeprune import ranks
 from vaeprune.adapters import batches_for
 from vaeprune.adapters.measuring import batch_rows
 from vaeprune.analysis.latents import Interval, interval, quantile
@@ -43,7 +45,8 @@ def reactions(
 ) -> list[Reaction]:
     """The reaction to fixing each set of latents at `constants` (D,), over all `rows`.
 
-    Call it inside `measuring(vae)`. One encoding serves all sets; decodings are batched across sets.
+    Call it inside `measuring(vae)`. One encoding serves all sets; decodings are batched across sets. Of several ranks
+    each takes every so many batches, with the noise that one rank would give them; all get the same result.
     """
     if not sets:
         return []
@@ -53,10 +56,13 @@ def reactions(
     running = _Running(len(sets))
     generator = torch.Generator().manual_seed(seed)
     at_once = batch_rows(vae.input_shape)
-    for x, *condition in batches_for(vae, rows, size=min(_MOST_ROWS, at_once)):
+    for number, (x, *condition) in enumerate(batches_for(vae, rows, size=min(_MOST_ROWS, at_once))):
+        noise = [torch.randn(len(x), *vae.latent_shape, generator=generator) for _ in range(2)]
+        if number % ranks.world() != ranks.rank():
+            continue
         posterior = vae.encode(x, *condition)
         fixed = constants.to(posterior.mean).view(-1, *[1] * (posterior.mean.dim() - 2)).expand_as(posterior.mean)
-        sampled, free = (torch.randn(posterior.mean.shape, generator=generator).to(posterior.mean) for _ in range(2))
+        sampled, free = (drawn.to(posterior.mean) for drawn in noise)
         z = posterior.sample(sampled)
         whole = vae.decode_parameters(posterior.mean, *condition)
         base = vae.likelihood.nats(x, whole)
@@ -79,7 +85,7 @@ def reactions(
         running.rows += len(x)
         if on_batch:
             on_batch(len(x))
-    return running.results()
+    return functools.reduce(_Running.merge, ranks.gathered(running)).results()
 
 
 def some_of(rows: MemoryRows, most: int, seed: int) -> MemoryRows:
@@ -111,6 +117,15 @@ class _Running:
         delta = mean - self.mean[:, here]
         self.squares[:, here] += (found - mean[..., None]).square().sum(2) + delta.square() * n * m / (n + m)
         self.mean[:, here] += delta * m / (n + m)
+
+    def merge(self, other: _Running) -> _Running:
+        """Both together."""
+        both = _Running(len(self.mean[0]))
+        both.rows, both.low, both.high = self.rows + other.rows, min(self.low, other.low), max(self.high, other.high)
+        share, delta = other.rows / max(both.rows, 1), other.mean - self.mean
+        both.mean = self.mean + delta * share
+        both.squares = self.squares + other.squares + delta.square() * (self.rows * share)
+        return both
 
     def results(self) -> list[Reaction]:
         span = max(self.high - self.low, 1e-12)

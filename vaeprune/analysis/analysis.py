@@ -11,21 +11,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from vaeprune.adapters import AdaptedVAE, as_vae, batches_for, measuring
+from vaeprune import ranks
+from vaeprune.adapters import AdaptedVAE, as_vae, measuring
 from vaeprune.analysis.ablation import reactions
 from vaeprune.analysis.advice import Advice, advise
 from vaeprune.analysis.criteria import Criteria, peer_criteria
 from vaeprune.analysis.diagnosis import Diagnosis, case_of, diagnose, observe
+from vaeprune.analysis.encoding_pass import How, until_certain
+from vaeprune.analysis.encoding_pass import accumulate as accumulate
 from vaeprune.analysis.jacobian import DecoderPull, decoder_pull
 from vaeprune.analysis.latents import Interval, Latent, Thresholds, latents_of
 from vaeprune.analysis.moments import Moments
+from vaeprune.analysis.precision import Precision, effect_of_bf16
 from vaeprune.analysis.self_checks import SelfChecks, self_checks
 from vaeprune.analysis.stated_objective import StatedObjective
 from vaeprune.analysis.trials import Ablate as Ablate
 from vaeprune.analysis.trials import Progress as Progress
 from vaeprune.analysis.trials import tried
-from vaeprune.data import DataSets, Rows, as_data
-from vaeprune.errors import DataError, UsageError
+from vaeprune.data import DataSets, as_data
+from vaeprune.errors import UsageError
 from vaeprune.posterior import VAE
 
 
@@ -35,7 +39,8 @@ class Analysis:
 
     `joint_ablation_cost`: nats per row for fixing all inactive latents at once; None without ablation.
     `diagnosis`: how the training weighed the KL, and what is wrong where something is.
-    `criteria`: what other rules say of the same latents, where it was asked for.
+    `criteria`: what other rules say of the same latents, where it was asked for. `stopped_early`: all intervals were
+    clear of their limits before the last row. `precision`: what bfloat16 changed, where it was asked for.
     """
 
     data: str
@@ -49,6 +54,8 @@ class Analysis:
     joint_ablation_cost_ci95: Interval | None = None
     diagnosis: Diagnosis = field(default_factory=Diagnosis)
     criteria: Criteria | None = None
+    stopped_early: bool = False
+    precision: Precision | None = None
 
     @property
     def latent_size(self) -> int:
@@ -81,6 +88,8 @@ class Analysis:
             "diagnosis": self.diagnosis.to_json(),
             "self_checks": self.self_checks.to_json(),
             "criteria": self.criteria.to_json() if self.criteria else None,
+            "stopped_early": self.stopped_early,
+            "precision": dataclasses.asdict(self.precision) if self.precision else None,
             "advice": dataclasses.asdict(self.advice),
         }
 
@@ -99,6 +108,8 @@ class Analysis:
             _pair(entry["joint_ablation_cost_ci95"]),
             Diagnosis.from_json(entry["diagnosis"]),
             Criteria.from_json(entry["criteria"]) if entry["criteria"] else None,
+            entry.get("stopped_early", False),
+            Precision.from_json(entry["precision"]) if entry.get("precision") else None,
         )
 
 
@@ -110,6 +121,8 @@ def analyze(
     ablate: Ablate = "candidates",
     objective: StatedObjective | str | None = None,
     criteria: bool = False,
+    certain: bool = False,
+    how: How = How(),  # noqa: B008
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Analysis:
@@ -118,7 +131,9 @@ def analyze(
     Moments come from the calibrate rows, ablation costs and noise reactions from the select rows. `ablate` tries the
     decoder for "all" latents, for the "candidates" that are not plainly active (the others on few rows), or for "none"
     (verdicts are then provisional). `objective` is what the model was trained to minimise, in the words of
-    docs/diagnosis.md, where that is known. `criteria` adds what other published rules say. The model is left as it was.
+    docs/diagnosis.md, where that is known. `criteria` adds what other published rules say.
+    `certain` stops reading once every interval is clear of its limit; `how` leaves co-moments out, or encodes in
+    bfloat16. The model is left as it was.
     Raises DataError, ModelError or UsageError. Asperti, section IV and Table I.
     """
     limits = thresholds or Thresholds()
@@ -132,7 +147,8 @@ def analyze(
     stated = StatedObjective.parse(objective) if isinstance(objective, str) else objective
     observed = observe(vae, sets.calibrate, sets.seed, decodes=not undecoded)
     with measuring(vae):
-        moments = accumulate(vae, sets.calibrate, progress)
+        moments, stopped = until_certain(vae, sets.calibrate, limits if certain else None, progress, how)
+        precision = effect_of_bf16(vae, sets.select, limits) if how.bf16 else None
         latents, joint = tried(vae, sets, moments, latents_of(moments), ablate, limits, progress)
         mixed_cost = _cost_of_mixed(vae, sets, moments, latents) if ablate != "none" else None
         case = case_of(vae, latents, observed, stated)
@@ -141,7 +157,7 @@ def analyze(
         peers = peer_criteria(vae, sets, moments, latents, pull) if criteria else None
     most = math.prod(vae.input_shape) // math.prod(vae.latent_shape[1:])
     diagnosis = diagnose(case)
-    return Analysis(
+    found = Analysis(
         data=sets.name,
         seed=sets.seed,
         n_samples=moments.count,
@@ -153,20 +169,10 @@ def analyze(
         diagnosis=diagnosis,
         self_checks=self_checks(moments, latents, pull, beta),
         criteria=peers,
+        stopped_early=stopped,
+        precision=precision,
     )
-
-
-def accumulate(vae: VAE, rows: Rows, progress: Progress | None = None) -> Moments:
-    """Moments of the posterior over all `rows`, in one pass. Call it inside `measuring(vae)`."""
-    moments: Moments | None = None
-    for batch in batches_for(vae, rows):
-        new = Moments.of(vae.encode(*batch))
-        moments = moments.merge(new) if moments else new
-        if progress:
-            progress("encoding", len(batch[0]), rows.count)
-    if moments is None:
-        raise DataError(f"{rows.name}: holds no rows to measure")
-    return moments
+    return ranks.from_first(lambda: found)
 
 
 def _pull(vae: VAE, sets: DataSets, beta: float, ablate: Ablate, progress: Progress | None) -> DecoderPull | str:

@@ -32,7 +32,8 @@ class Moments:
     """Moments of D latents over some rows; all tensors are float64 on the CPU, (D,) unless said otherwise.
 
     `count`: rows seen. `mean`: E[mu]. `within`: E[v], zero for vectors. `powers[p, q]`: Σ (a − E[a])^p (v − E[v])^q.
-    `comoment`: Σ (mu − E[mu])(mu − E[mu])ᵀ of the (spatially averaged) means, (D, D).
+    `comoment`: Σ (mu − E[mu])(mu − E[mu])ᵀ of the (spatially averaged) means, (D, D); None
+    where it was not wanted.
     `sigma2`, `kl`: (mean, Σ squared deviations), each (D,). `low`, `high`: extremes of mu. `kl_high`: largest KL.
     `used`: how many rows have a KL above ½ nat.
     """
@@ -41,7 +42,7 @@ class Moments:
     mean: Tensor
     within: Tensor
     powers: Powers
-    comoment: Tensor
+    comoment: Tensor | None
     sigma2: tuple[Tensor, Tensor]
     kl: tuple[Tensor, Tensor]
     low: Tensor
@@ -50,33 +51,36 @@ class Moments:
     used: Tensor
 
     @classmethod
-    def of(cls, posterior: Posterior) -> Moments:
+    def of(cls, posterior: Posterior, comoments: bool = True) -> Moments:
         """Moments of one batch of posteriors, (B, D) or (B, C, H, W). Raises DataError on NaN or infinity."""
-        mu = posterior.mean.detach().to("cpu", torch.float64)
-        logvar = posterior.logvar.detach().to("cpu", torch.float64)
-        sigma2 = logvar.exp()
-        kl = mu.square().add_(sigma2).sub_(logvar).sub_(1).mul_(0.5)
-        a, v = mu, None
+        mu, logvar = (t.detach().to("cpu", torch.float64, copy=True) for t in posterior)
+        return cls.consuming(mu, logvar, torch.empty_like(mu), comoments)
+
+    @classmethod
+    def consuming(cls, mu: Tensor, logvar: Tensor, spare: Tensor, comoments: bool = True) -> Moments:
+        """The same of float64 tensors on the CPU, which are used up, as is `spare` of their shape.
+
+        Asking for memory and touching it first would cost as much as the sums.
+        """
+        sigma2 = torch.exp(logvar, out=spare)
+        twice = torch.sub(sigma2, logvar, out=logvar).addcmul_(mu, mu)  # 2 KL + 1
+        a, v, flat, positions = mu, None, mu, 1
         if mu.dim() > 2:
             v, a = torch.var_mean(mu.flatten(2), 2, correction=0)
-            sigma2, kl = sigma2.flatten(2).mean(2), kl.flatten(2).sum(2)
-        flat = mu.movedim(1, -1).flatten(0, -2)
-        low, high = flat.amin(0), flat.amax(0)
-        mean, kl_high, used = a.mean(0), kl.amax(0), (kl > USED).count_nonzero(0).double()
-        kl_spread = _spread(kl)
-        if not torch.isfinite(mean.sum() + kl_spread[0].sum()):  # one number tells for all
-            _refuse_non_finite(mu, logvar)
-        centred = a - mean
-        square = centred.square()
-        comoment = centred.T @ centred
-        powers = {(2, 0): comoment.diagonal().clone(), (3, 0): (square * centred).sum(0)}
-        within = torch.zeros_like(mean)
-        if v is not None:
-            within = v.mean(0)
-            u = v - within
-            powers |= {(0, 2): u.square().sum(0), (1, 1): (centred * u).sum(0), (2, 1): (square * u).sum(0)}
-        powers[4, 0] = square.square_().sum(0)
-        return cls(len(mu), mean, within, powers, comoment, _spread(sigma2), kl_spread, low, high, kl_high, used)
+            sigma2, twice, positions = sigma2.flatten(2).mean(2), twice.flatten(2).sum(2), mu[0, 0].numel()
+            flat = mu.movedim(1, -1).flatten(0, -2)
+        low, high, mean = flat.amin(0), flat.amax(0), a.mean(0)
+        if not torch.isfinite(mean.sum() + twice.sum()):  # one number tells for all
+            _refuse_non_finite(mu, twice)
+        spread = _spread(sigma2)
+        used = torch.gt(twice, 2 * USED + positions, out=sigma2).sum(0)
+        kl_high = (twice.amax(0) - positions) * 0.5
+        kl, squares = _spread(twice)
+        centred = a.sub_(mean)
+        powers, within = _powers(centred, v, twice)
+        comoment = centred.T @ centred if comoments else None
+        kl_spread = (kl - positions) * 0.5, squares * 0.25
+        return cls(len(mu), mean, within, powers, comoment, spread, kl_spread, low, high, kl_high, used)
 
     def merge(self, other: Moments) -> Moments:
         """Moments of both sets of rows together; exact, in any order and grouping, up to rounding."""
@@ -92,7 +96,9 @@ class Moments:
             mean,
             within,
             {power: mine[power] + theirs[power] for power in mine},
-            self.comoment + other.comoment + torch.outer(delta, delta) * (self.count * share),
+            None
+            if self.comoment is None or other.comoment is None
+            else (self.comoment + other.comoment).addr_(delta, delta, alpha=self.count * share),
             _merged_spread(self.count, self.sigma2, other.count, other.sigma2),
             _merged_spread(self.count, self.kl, other.count, other.kl),
             torch.minimum(self.low, other.low),
@@ -117,9 +123,9 @@ class Moments:
         return (spread.clamp_min(0) / max(n - 1, 1)).sqrt()
 
     @property
-    def covariance(self) -> Tensor:
-        """Cov(mu), (D, D)."""
-        return self.comoment / self.count
+    def covariance(self) -> Tensor | None:
+        """Cov(mu), (D, D); None without co-moments."""
+        return None if self.comoment is None else self.comoment / self.count
 
 
 def _recentred(moments: Moments, da: Tensor, dv: Tensor) -> Powers:
@@ -141,10 +147,23 @@ def _recentred(moments: Moments, da: Tensor, dv: Tensor) -> Powers:
     return shifted
 
 
+def _powers(centred: Tensor, v: Tensor | None, spare: Tensor) -> tuple[Powers, Tensor]:
+    """Σ (a − E[a])^p (v − E[v])^q over the rows, and E[v]; v is None where latents are no maps. `spare` is used up."""
+    square, dot = torch.square(centred, out=spare), torch.linalg.vecdot
+    powers = {(2, 0): square.sum(0), (3, 0): dot(square, centred, dim=0), (4, 0): dot(square, square, dim=0)}
+    if v is None:
+        return powers, torch.zeros_like(powers[2, 0])
+    within = v.mean(0)
+    u = v - within
+    powers |= {(0, 2): dot(u, u, dim=0), (1, 1): dot(centred, u, dim=0), (2, 1): dot(square, u, dim=0)}
+    return powers, within
+
+
 def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and squared deviations of `values`, which are used up; torch.var_mean is slow along the first dimension."""
     mean = values.mean(0)
-    return mean, values.sub_(mean).square_().sum(0)
+    values.sub_(mean)
+    return mean, torch.linalg.vecdot(values, values, dim=0)
 
 
 def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -153,11 +172,9 @@ def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Te
     return torch.lerp(a[0], b[0], share), a[1] + b[1] + delta.square() * (n * share)
 
 
-def _refuse_non_finite(mu: Tensor, logvar: Tensor) -> None:
-    kl = mu.square() + logvar.exp() - logvar
-    bad = torch.nonzero(~(torch.isfinite(mu) & torch.isfinite(kl)))
-    if len(bad):
-        raise DataError(
-            f"encoder: mean, variance or KL is NaN or infinite, first for latent {int(bad[0][1])}",
-            "check the weights and the range of the data",
-        )
+def _refuse_non_finite(mu: Tensor, kl: Tensor) -> None:
+    bad = torch.nonzero(~(torch.isfinite(mu.flatten(2).sum(2) if mu.dim() > 2 else mu) & torch.isfinite(kl)))
+    raise DataError(
+        f"encoder: mean, variance or KL is NaN or infinite, first for latent {int(bad[0][1])}",
+        "check the weights and the range of the data",
+    )

@@ -198,9 +198,13 @@ def self_checks(moments: Moments, latents: Sequence[Latent], pull: DecoderPull |
 def effective_rank(moments: Moments, latents: Sequence[int]) -> float | None:
     """exp(entropy) of the normalised eigenvalues of the correlation matrix of the means of `latents`.
 
-    From 1 (all move together) to their number (none correlates with another); None if less than two of them move.
+    From 1 (all move together) to their number (none correlates with another); None if less than two of them move,
+    or without co-moments.
     """
-    covariance = moments.covariance[list(latents)][:, list(latents)]
+    covariance = moments.covariance
+    if covariance is None:
+        return None
+    covariance = covariance[list(latents)][:, list(latents)]
     scale = covariance.diagonal().clamp_min(0).sqrt()
     moving = scale > 0
     if int(moving.sum()) < 2:

@@ -15,6 +15,7 @@ from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import VAE, Posterior
 
 _MOST_ROWS = 2_048
+_SOON_READ, _RUNS = 1 << 20, 64  # rows; of more, so many short runs are read
 _MOST_VALUES = 1 << 23  # of all rows together, which are kept in memory
 _BATCH_VALUES = 1 << 18  # of one batch, whose activations autograd keeps
 _CLEARLY = 0.02  # of the span between the best constant and perfection
@@ -94,8 +95,14 @@ def examine(vae: VAE, rows: Rows, seed: int = 0) -> Symptoms | None:
 
 
 def _thinned(vae: VAE, rows: Rows) -> list[Tensor]:
-    """At most `_MOST_ROWS` rows and their conditions, evenly from the whole, since files may be sorted."""
+    """At most `_MOST_ROWS` rows and their conditions, evenly from the whole, since files may be sorted.
+
+    Of very many rows they are taken as short runs, so that the others need not be read.
+    """
     most = max(32, min(_MOST_ROWS, _MOST_VALUES // math.prod(rows.row_shape)))
+    if rows.count is not None and rows.count > _SOON_READ:
+        runs = [next(iter(batches_for(vae, rows.part(i, _RUNS), max(1, most // _RUNS)))) for i in range(_RUNS)]
+        return [torch.cat(parts) for parts in zip(*runs, strict=True)]
     kept: list[list[Tensor]] = []
     stride, seen, held = 1, 0, 0
     for batch in batches_for(vae, rows):

@@ -12,12 +12,22 @@ from vaeprune.posterior import INACTIVE_VARIANCE
 _HALF = 0.5  # a latent whose sigma² is below carries at least ½ ln 2 nats
 WEAK = 0.5 * math.log(2)  # nats: worth less than a latent of that sigma²
 _AWAY = 3.0  # prior standard deviations: where a mode that no row has shown might lie
+_WIDER = 1.5  # a 95% interval so many times wider holds 99.67%
 _RARE = 6.0  # standard deviations: a Gaussian goes beyond twice in a billion rows
 
 
 def plainly_active(latent: Latent, limits: Thresholds) -> bool:
     """Whether the encoder's side leaves no doubt that the latent carries something."""
     return latent.variance_ci95[0] > limits.variance and latent.posterior_variance_ci95[1] < _HALF
+
+
+def clear(latent: Latent, limits: Thresholds) -> bool:
+    """Whether variance and sigma² each lie on one side of their limit, with intervals half as wide again (99.7%)."""
+    pairs = (
+        (latent.variance, latent.variance_ci95, limits.variance),
+        (latent.posterior_variance, latent.posterior_variance_ci95, limits.posterior_variance),
+    )
+    return all(v - _WIDER * (v - low) > limit or v + _WIDER * (high - v) < limit for v, (low, high), limit in pairs)
 
 
 def rare(latent: Latent, limits: Thresholds) -> bool:

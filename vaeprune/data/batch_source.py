@@ -36,8 +36,8 @@ class BatchSource:
             raise DataError(f"{name}: is empty, expected batches of rows")
         self.row_shape, self.dtype = first[0].shape[1:], first[0].dtype
 
-    def blocks(self) -> Iterator[Block]:
-        """One block for each batch."""
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """One block for each batch, always from the first to the last."""
         count = total = 0
         for block in self._blocks():
             count += len(block[0])

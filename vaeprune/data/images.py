@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from vaeprune.errors import DataError
@@ -39,6 +38,8 @@ def load_images(folder: Path) -> Tensor:
 
 
 def _read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    from PIL import Image, UnidentifiedImageError  # most data are no pictures
+
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter(

@@ -16,7 +16,8 @@ from vaeprune.data import torchvision_sets
 from vaeprune.data.batch_source import BatchSource
 from vaeprune.data.hashing import unit_interval
 from vaeprune.data.images import load_images
-from vaeprune.data.rows import Choose, MemoryRows, Rows, Span, StreamedRows, sample_rows
+from vaeprune.data.rows import Choose, MemoryRows, Rows, Span, StreamedRows, sample_rows, samples
+from vaeprune.data.shards import ShardedSource, is_sharded
 from vaeprune.data.sources import FileSource, MemorySource, Source
 from vaeprune.data.tiles import HELD_OUT_ROWS, TRAINING_ROWS, tiles
 from vaeprune.errors import DataError
@@ -70,7 +71,7 @@ def open_data(
     condition: str | None = None,
     input_range: Span = (0.0, 1.0),
 ) -> DataSets:
-    """Open DATA: "tiles", "mnist", "fashion-mnist", an `.npy` or `.npz` file, a folder of pictures, `module:factory`.
+    """Open DATA: a named set, an `.npy` or `.npz` file, a folder of pictures or of `.npy` files, `module:factory`.
 
     Named sets calibrate on their training split and halve their test split by the hash of each row; others are
     parted 60, 20, 20, or, with `held_out`, used whole for calibration with the halves of `held_out` for the rest.
@@ -119,12 +120,13 @@ def part(
     judged = second or first
     low, high = (0.0, 0.5) if second else (0.6, 0.8)
     most = _most_judged(judged.row_shape)
+    (select, verify), others = samples(judged, seed, (_share(low, high), _share(high, 1.0)), most, rows, span)
     sets = DataSets(
         name=name,
         seed=seed,
-        calibrate=StreamedRows(first, seed, None if second else _share(0.0, low), rows, span),
-        select=sample_rows(judged, seed, _share(low, high), most, rows, span),
-        verify=sample_rows(judged, seed, _share(high, 1.0), most, rows, span),
+        calibrate=StreamedRows(first, seed, None if second else _share(0.0, low), rows, span, count=others),
+        select=select,
+        verify=verify,
         whole=StreamedRows(first, seed, None, rows, span),
     )
     _refuse_too_few(sets)
@@ -161,14 +163,15 @@ def _open_path(data: str, condition: str | None) -> Source:
     if ":" in data and not path.exists():
         return as_source(data, call(import_path(data), {}, data, DataError), condition)
     if path.is_dir():
-        return MemorySource(data, load_images(path))
+        return ShardedSource(path) if is_sharded(path) else MemorySource(data, load_images(path))
     if path.suffix in (".npy", ".npz"):
         if not path.is_file():
             raise DataError(f"{path}: no such file")
         return FileSource(path, condition)
     known = ", ".join(NAMED)
     raise DataError(
-        f"data: got {data!r}, expected {known}, an .npy or .npz file, a folder of pictures, or path/or.module:factory"
+        f"data: got {data!r}, expected {known}, an .npy or .npz file, a folder of pictures or of .npy files, or "
+        "path/or.module:factory"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tokenize
 import zipfile
 import zlib
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaeprune.data.read_ahead import read_ahead
 from vaeprune.errors import DataError
 
 Block = tuple[NDArray[Any], ...]  # rows, then the conditions that belong to them
@@ -49,8 +51,11 @@ class Source(Protocol):
         """Type of the rows as they are stored."""
         ...
 
-    def blocks(self) -> Iterator[Block]:
-        """All rows in order, some at a time; a block is valid until the next one is asked for."""
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Rows `start` to `stop` in order, some at a time; a block is valid until the next one is asked for.
+
+        Where `count` is None, only all of them can be asked for.
+        """
         ...
 
 
@@ -64,15 +69,16 @@ class MemorySource:
         self.dtype = array.dtype
         self._arrays = (readable_dtype(array), *(check_condition(name, as_array(c), len(array)) for c in conditions))
 
-    def blocks(self) -> Iterator[Block]:
-        """The whole in pieces of a few megabytes, without copying."""
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Pieces of a few megabytes, without copying."""
+        end = self.count if stop is None else min(stop, self.count)
         step = rows_per_block(self._arrays[0][:1].nbytes)
-        for start in range(0, self.count, step):
-            yield tuple(a[start : start + step] for a in self._arrays)
+        for at in range(start, end, step):
+            yield tuple(a[at : min(at + step, end)] for a in self._arrays)
 
 
 class FileSource:
-    """Rows of an `.npy` file or of one member of an `.npz` file, read through one reused buffer.
+    """Rows of an `.npy` file or of one member of an `.npz` file, read ahead through two reused buffers.
 
     Not a memory map: the pages of a map that have been touched count as resident memory. `condition` names another
     array of the `.npz`, or another `.npy` file, with as many rows; it is held in memory.
@@ -108,16 +114,20 @@ class FileSource:
             whole = other.all_rows()
             self._conditions = (check_condition(condition, whole, self.count),)
 
-    def blocks(self) -> Iterator[Block]:
-        """All rows in order; each block overwrites the one before."""
+    def blocks(self, start: int = 0, stop: int | None = None) -> Iterator[Block]:
+        """Rows `start` to `stop` in order; while one block is in use the next is read over the one before."""
         row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
-        buffer = np.empty((min(rows_per_block(row_bytes), self.count), *self.row_shape), self.dtype)
+        end = self.count if stop is None else min(stop, self.count)
         with self._open() as stream:
             _header(stream, self.name)
-            for start in range(0, self.count, len(buffer)):
-                block = buffer[: min(len(buffer), self.count - start)]
-                self._fill(stream, block, start)
-                yield (readable_dtype(block), *(c[start : start + len(block)] for c in self._conditions))
+            self._skip(stream, start * row_bytes)
+
+            def fill(block: NDArray[Any], at: int) -> None:
+                self._fill(stream, block, at)
+
+            step = min(rows_per_block(row_bytes), self.count)
+            for at, block in read_ahead(fill, start, end, step, self.row_shape, self.dtype):
+                yield (readable_dtype(block), *(c[at : at + len(block)] for c in self._conditions))
 
     def all_rows(self) -> NDArray[Any]:
         """Everything at once, as it is stored."""
@@ -138,6 +148,12 @@ class FileSource:
             if not got:
                 raise DataError(f"{self.name}: ends near row {start:,}, its header promises {self.count:,} rows")
             filled += got
+
+    def _skip(self, stream: IO[bytes], size: int) -> None:
+        try:
+            stream.seek(size, os.SEEK_CUR)
+        except _DAMAGED as error:
+            raise DataError(f"{self.name}: cannot be read: {error}") from error
 
     def _open(self) -> IO[bytes]:
         try:

@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,10 @@ from vaeprune.data.torchvision_shim import import_torchvision
 from vaeprune.errors import DataError
 
 NAMES = ("mnist", "fashion-mnist")
+
+
+_FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
+_HEADER = 16  # bytes: magic number, images, height, width, each big-endian
 
 
 def default_folder() -> Path:
@@ -29,8 +34,11 @@ def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor]:
 
     Raises DataError if they are neither there nor to be had, or damaged.
     """
-    datasets = import_torchvision("datasets")
     folder = folder or default_folder()
+    at_hand = [_images(folder / _FOLDERS[name] / "raw" / f"{split}-images-idx3-ubyte") for split in ("train", "t10k")]
+    if at_hand[0] is not None and at_hand[1] is not None:
+        return at_hand[0], at_hand[1]
+    datasets = import_torchvision("datasets")
     dataset = {"mnist": datasets.MNIST, "fashion-mnist": datasets.FashionMNIST}[name]
     try:
         with contextlib.redirect_stdout(sys.stderr):  # torchvision's download talks; stdout is for data
@@ -47,3 +55,17 @@ def load(name: str, folder: Path | None) -> tuple[Tensor, Tensor]:
                 f"{name}: got {tuple(images.shape)} {images.dtype} from {folder}, expected 28x28 uint8 images"
             )
     return train, test
+
+
+def _images(path: Path) -> Tensor | None:
+    """The images of an unpacked file as torchvision leaves it, None unless it is there and whole.
+
+    Importing torchvision takes as long as importing torch, so it is left to downloads, and to saying what is wrong.
+    Format: LeCun, Cortes and Burges, the MNIST database.
+    """
+    if not path.is_file() or path.stat().st_size <= _HEADER:
+        return None
+    magic, count, height, width = np.fromfile(path, ">i4", 4).tolist()
+    if magic != 0x803 or (height, width) != (28, 28) or path.stat().st_size != _HEADER + count * height * width:
+        return None
+    return torch.from_numpy(np.fromfile(path, np.uint8, offset=_HEADER).reshape(count, height, width))

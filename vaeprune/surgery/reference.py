@@ -94,6 +94,12 @@ class Agreement:
         self._difference[name] = larger(self._difference.get(name, 0.0), difference)
         self._scale[name] = larger(self._scale.get(name, 0.0), reference.abs().max().item())
 
+    def merge(self, other: Agreement) -> None:
+        """Take in what another one saw."""
+        for name, scale in other._scale.items():
+            self._scale[name] = larger(self._scale.get(name, 0.0), scale)
+            self._difference[name] = larger(self._difference.get(name, 0.0), other._difference[name])
+
     def largest(self) -> tuple[float, float]:
         """The largest absolute difference, and the largest as a share of its tensor's largest value; NaN wins."""
         absolute = relative = 0.0

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from vaeprune import ranks
 from vaeprune.adapters.copying import copied
 from vaeprune.adapters.measuring import batch_rows, element_type
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import Batch, MemoryRows
+from vaeprune.data.rows import span_of
 from vaeprune.data.sets import to_shape
 from vaeprune.errors import ModelError, TrainingError
 from vaeprune.posterior import VAE, Posterior
-from vaeprune.training.growth import Growth, kl_weights
+from vaeprune.training.growth import kl_weights
 from vaeprune.training.history import Epoch, History, TracePoint
-from vaeprune.training.objective import Objective
+from vaeprune.training.objective import Loss
+from vaeprune.training.options import Options as Options
+from vaeprune.training.state import restore, state_of, trainable
+from vaeprune.training.stepping import adam, losses_of, seeded
 
 if TYPE_CHECKING:
     from typing_extensions import TypeVar  # has defaults, as typing's own has from Python 3.13 on
@@ -35,36 +39,6 @@ DIVERGED = "lower --learning-rate; the last finished epoch is kept"
 _MEASURED_ROWS = 10_000
 _MEASURED_VALUES = 1 << 25  # latents that are large maps are measured on fewer rows, within 256 MB
 _MEASURED_BATCH = 1_000
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to train. `epochs` counts from the very start, also when resuming.
-
-    `trace_every`: record the latents' variances every so many minibatches; 0 for never.
-    `decay`: let the learning rate fall linearly, minibatch by minibatch, to reach 0 at the end of all `epochs`.
-    `grown`: when latents were added, whose KL is then warmed up.
-    """
-
-    epochs: int = 40
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    objective: Objective = field(default_factory=Objective)
-    seed: int = 0
-    trace_every: int = 0
-    decay: bool = False
-    grown: tuple[Growth, ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2), ("trace_every", 0), ("seed", 0)):
-            if not least <= getattr(self, name) < 2**63:
-                raise TrainingError(f"{name}: got {getattr(self, name)}, expected at least {least}")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise TrainingError(f"learning_rate: got {self.learning_rate}, expected a positive finite number")
-
-    def rate(self, step: int, batches: int) -> float:
-        """Learning rate of minibatch `step`, counted from 1 through all epochs of `batches` minibatches each."""
-        return self.learning_rate * (1 - (step - 1) / (self.epochs * batches)) if self.decay else self.learning_rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,13 +87,15 @@ def train(
     rows = MemoryRows("array", rows) if isinstance(rows, Tensor) else rows
     options = options or Options()
     shape = _checked_shape(vae, rows)
+    _refuse_too_many_ranks(rows, options)
     vae = _twin(vae, shape)
-    optimiser = torch.optim.Adam(list(_trainable(vae).values()), lr=options.learning_rate)
+    optimiser = adam(list(trainable(vae).values()), options.learning_rate)
     generator = torch.Generator().manual_seed(options.seed)
+    losses = losses_of(vae, options)
     history = History()
     if resume:
         history = resume[0]
-        _restore(vae, optimiser, generator, resume[1])
+        restore(vae, optimiser, generator, resume[1])
     done_already = len(history.epochs)
     if done_already >= options.epochs:
         raise TrainingError(
@@ -127,10 +103,10 @@ def train(
             "ask for more with --epochs",
         )
     for epoch in range(done_already + 1, options.epochs + 1):
-        run = _Epoch(vae, rows, shape, options, optimiser, generator, epoch)
+        run = _Epoch(vae, rows, shape, options, losses, optimiser, generator, epoch)
         finished, trace = run(on_step)
         history = History((*history.epochs, finished), history.trace + trace)
-        done = Trained(vae, history, _state(vae, optimiser, generator))
+        done = Trained(vae, history, state_of(vae, optimiser, generator))
         if on_epoch:
             on_epoch(done)
     vae.network.eval()
@@ -149,6 +125,20 @@ def _checked_shape(vae: VAE, rows: MemoryRows) -> torch.Size:
     return shape
 
 
+def _least_rows() -> int:
+    """The fewest rows a minibatch may have: BatchNorm cannot normalise a single row, on any of the ranks."""
+    return 2 * ranks.world()
+
+
+def _refuse_too_many_ranks(rows: MemoryRows, options: Options) -> None:
+    least, found = _least_rows(), min(rows.count, options.batch_size)
+    if found < least:
+        raise TrainingError(
+            f"{rows.name}: got minibatches of {found} rows for {ranks.world()} ranks, expected at least {least}",
+            "start fewer processes, or raise --batch-size",
+        )
+
+
 def _twin(vae: Model, shape: torch.Size) -> Model:
     """A copy to train, in eval mode. Raises ModelError if `vae` is no module or cannot be copied."""
     module: object = vae
@@ -161,17 +151,6 @@ def _twin(vae: Model, shape: torch.Size) -> Model:
     return cast("Model", twin)
 
 
-def _trainable(vae: VAE) -> dict[str, nn.Parameter]:
-    """The parameters that require a gradient, by name. Raises TrainingError if there are none."""
-    trainable = {name: p for name, p in vae.network.named_parameters() if p.requires_grad}
-    if not trainable:
-        raise TrainingError(
-            f"{type(vae.network).__name__}: has no parameter that requires a gradient, so nothing can be trained",
-            "call requires_grad_(True) on what shall be trained",
-        )
-    return trainable
-
-
 class _Epoch:
     """One pass over the rows in a fresh random order."""
 
@@ -181,55 +160,56 @@ class _Epoch:
         rows: MemoryRows,
         shape: torch.Size,
         options: Options,
+        losses: Callable[..., Loss],
         optimiser: torch.optim.Adam,
         generator: torch.Generator,
         epoch: int,
     ) -> None:
         self.vae, self.rows, self.shape, self.options = vae, rows, shape, options
-        self.optimiser, self.generator, self.epoch = optimiser, generator, epoch
+        self.losses, self.optimiser, self.generator, self.epoch = losses, optimiser, generator, epoch
         self.dtype, self.device = element_type(vae)
-        # BatchNorm cannot normalise a single row, so one that would be left over is left out
         whole, rest = divmod(rows.count, options.batch_size)
-        self.batches = whole + (rest > 1)
+        self.batches = whole + (rest >= _least_rows())
         self.trace: list[TracePoint] = []
 
     def __call__(self, on_step: Callable[[Step], None] | None) -> tuple[Epoch, tuple[TracePoint, ...]]:
         self.vae.network.train()
-        sums = torch.zeros(3, dtype=torch.float64)
-        seen = 0
-        for batch, (x, *condition) in enumerate(self._shuffled(), start=1):
+        sums = torch.zeros(4, dtype=torch.float64)  # of rows, losses, reconstructions and KLs
+        for batch, indices in enumerate(self._shuffled(), start=1):
             step = (self.epoch - 1) * self.batches + batch
             rate = self.options.rate(step, self.batches)
-            losses = self._step(batch, step, rate, x, condition)
-            sums += losses
-            seen += len(x)
+            sums += self._step(batch, step, rate, indices)
             if on_step:
-                loss, reconstruction, kl = (sums / seen).tolist()
+                loss, reconstruction, kl = (sums[1:] / sums[0]).tolist()
                 on_step(Step(self.epoch, batch, self.batches, loss, reconstruction, kl, rate, self.vae))
-        loss, reconstruction, kl = (sums / seen).tolist()
+        sums = torch.stack(ranks.gathered(sums)).sum(0)
         variance, posterior_variance = self._measure()
         if not all(map(math.isfinite, (*variance, *posterior_variance))):
             raise TrainingError(f"epoch {self.epoch}: the latents became NaN or infinite in its last steps", DIVERGED)
+        loss, reconstruction, kl = (sums[1:] / sums[0]).tolist()
         finished = Epoch(self.epoch, loss, reconstruction, kl, variance, posterior_variance)
         return finished, tuple(self.trace)
 
-    def _shuffled(self) -> Iterator[Batch]:
+    def _shuffled(self) -> Iterator[Tensor]:
         order = torch.randperm(self.rows.count, generator=self.generator)
-        for indices in torch.split(order, self.options.batch_size):
-            if len(indices) > 1:
-                yield self._take(indices)
+        yield from torch.split(order, self.options.batch_size)[: self.batches]
 
     def _take(self, indices: Tensor) -> Batch:
         x, *condition = self.rows.take(indices, self.dtype)
         return (x.view(-1, *self.shape).to(self.device), *(c.to(self.device) for c in condition))
 
-    def _step(self, batch: int, step: int, rate: float, x: Tensor, condition: list[Tensor]) -> Tensor:
-        """One update; returns the sums over rows of loss, reconstruction and KL."""
-        noise = torch.randn(len(x), *self.vae.latent_shape, generator=self.generator).to(x)
+    def _step(self, batch: int, step: int, rate: float, indices: Tensor) -> Tensor:
+        """One update; returns how many rows of the minibatch are this rank's, and their losses, summed."""
+        mine = slice(*span_of(len(indices), ranks.rank(), ranks.world()))
+        x, *condition = self._take(indices[mine])
+        noise = torch.randn(len(indices), *self.vae.latent_shape, generator=self.generator)[mine].to(x)
         weights = kl_weights(self.options.grown, self.vae.latent_size, (step - 1) / self.batches)
-        with torch.enable_grad(), _seeded((self.options.seed * 0x9E3779B97F4A7C15 + step) % 2**63, self.device):
-            losses = self.options.objective(self.vae, x, noise, *condition, kl_weights=weights)
-            loss = losses.total.mean()
+        seed = self.options.seed * 0x9E3779B97F4A7C15 + (ranks.rank() << 40) + step
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.bf16)
+        with torch.enable_grad(), seeded(seed % 2**63, self.device):
+            with autocast:
+                losses = self.losses(x, noise, condition, weights)
+            loss = losses.total.sum() * (ranks.world() / len(indices)) if ranks.world() > 1 else losses.total.mean()
             if not torch.isfinite(loss):
                 raise TrainingError(
                     f"epoch {self.epoch}, minibatch {batch}: the loss became {loss.item()}",
@@ -241,12 +221,13 @@ class _Epoch:
             group["lr"] = rate
         self.optimiser.step()
         self._trace(step, losses.posterior)
-        parts = torch.stack([losses.total, losses.reconstruction, losses.kl])
+        parts = torch.stack([torch.ones_like(losses.total), losses.total, losses.reconstruction, losses.kl])
         return parts.detach().double().sum(1).cpu()
 
     def _trace(self, step: int, posterior: Posterior) -> None:
         if self.options.trace_every and (step - 1) % self.options.trace_every == 0:
-            self.trace.append(TracePoint(step, *latent_spread([posterior])))
+            own = Posterior(posterior.mean.detach().cpu(), posterior.logvar.detach().cpu())
+            self.trace.append(TracePoint(step, *latent_spread(ranks.gathered(own))))
 
     def _measure(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Variances of the latents over training rows with the weights at rest."""
@@ -265,52 +246,3 @@ def latent_spread(posteriors: list[Posterior]) -> tuple[tuple[float, ...], tuple
     mean = torch.cat([p.mean.detach() for p in posteriors]).movedim(1, -1).flatten(0, -2).double()
     variance = torch.cat([p.logvar.detach() for p in posteriors]).movedim(1, -1).flatten(0, -2).double().exp()
     return tuple(mean.var(0, correction=0).tolist()), tuple(variance.mean(0).tolist())
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torch's global generators start from `seed` inside and are as they were afterwards."""
-    on_gpu = [device.index] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=on_gpu):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all the GPUs' generators, too
-        for index in on_gpu:
-            torch.cuda.default_generators[index].manual_seed(seed)
-        yield
-
-
-def _state(vae: VAE, optimiser: torch.optim.Adam, generator: torch.Generator) -> dict[str, Tensor]:
-    """Everything beside the weights that the next step depends on, as named tensors."""
-    state = {"generator": generator.get_state()}
-    for name, parameter in _trainable(vae).items():
-        blank = torch.zeros_like(parameter)  # what Adam would start from, where no loss has reached a parameter yet
-        moments = optimiser.state.get(parameter) or {"step": torch.zeros(()), "exp_avg": blank, "exp_avg_sq": blank}
-        for key, value in moments.items():
-            state[f"{key}:{name}"] = value.detach().clone()
-    return state
-
-
-def _restore(vae: VAE, optimiser: torch.optim.Adam, generator: torch.Generator, state: dict[str, Tensor]) -> None:
-    trainable = _trainable(vae)
-    keys = ("step", "exp_avg", "exp_avg_sq")
-    expected = {f"{key}:{name}" for key in keys for name in trainable} | {"generator"}
-    if set(state) != expected:
-        odd = sorted(set(state) ^ expected)
-        raise TrainingError(f"training state: does not belong to this network ({', '.join(odd[:3])} …)")
-    for name, parameter in trainable.items():
-        if state[f"step:{name}"].numel() != 1:
-            raise TrainingError(f"training state: step of {name} is not one number")
-        for key in keys[1:]:
-            values = state[f"{key}:{name}"]
-            if not torch.isfinite(values).all() or (key == "exp_avg_sq" and (values < 0).any()):
-                raise TrainingError(f"training state: {key} of {name} holds values that no training leaves")
-            if state[f"{key}:{name}"].shape != parameter.shape:
-                raise TrainingError(
-                    f"training state: {key} of {name} has shape {tuple(state[f'{key}:{name}'].shape)}, "
-                    f"expected {tuple(parameter.shape)}"
-                )
-        moments = {key: state[f"{key}:{name}"].to(parameter.device, copy=True) for key in keys[1:]}
-        optimiser.state[parameter] = {"step": state[f"step:{name}"].clone(), **moments}
-    try:
-        generator.set_state(state["generator"])
-    except (RuntimeError, TypeError) as error:
-        raise TrainingError(f"training state: its random state is damaged: {error}") from error

@@ -1,0 +1,105 @@
+"""What a case measured beside what was asked for: printed, kept as JSON, and shown as the table of README."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.timing import Times
+
+KEPT = Path("build/benchmarks.json")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table: seconds (or another unit) of ours and of what it is held against, and their ratio.
+
+    `ratio` is what `asked` speaks of, with its smallest and largest value over the runs.
+    """
+
+    work: str
+    against: str
+    ours: float
+    theirs: float
+    ratio: float
+    low: float
+    high: float
+    asked: str
+    unit: str = "s"
+    ours_mb: float | None = None
+    theirs_mb: float | None = None
+
+    def __str__(self) -> str:
+        peak = "" if self.ours_mb is None or self.theirs_mb is None else f", {self.ours_mb:.0f} MB"
+        against = "" if not peak else f", {self.theirs_mb:.0f} MB"
+        return (
+            f"{self.work}: {self.ours:.3g} {self.unit}{peak}; {self.against}: {self.theirs:.3g} {self.unit}{against}; "
+            f"ratio {self.ratio:.3g} ({self.low:.3g} to {self.high:.3g}), asked for: {self.asked}"
+        )
+
+
+def faster(work: str, against: str, ours: Times, theirs: Times, asked: str) -> Figure:
+    """Their time over ours, run by run."""
+    ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
+    return Figure(work, against, ours.median, theirs.median, statistics.median(ratios), min(ratios), max(ratios), asked)
+
+
+def processes_in_turn(
+    commands: Mapping[str, Sequence[str]], runs: int, environment: Mapping[str, str] | None = None
+) -> tuple[dict[str, Times], dict[str, float]]:
+    """Whole processes, in turns after one unmeasured run of each: seconds, and the largest peak in MB."""
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    peaks = dict.fromkeys(commands, 0.0)
+    for run in range(runs + 1):
+        for name, command in commands.items():
+            start = time.perf_counter()
+            peak = _peak_of(command, environment)
+            if run:
+                seconds[name].append(time.perf_counter() - start)
+                peaks[name] = max(peaks[name], peak)
+    return {name: Times(tuple(s)) for name, s in seconds.items()}, peaks
+
+
+def _peak_of(command: Sequence[str], environment: Mapping[str, str] | None) -> float:
+    """Run a command; its VmHWM in MB as last seen. getrusage would give this process's peak from before exec."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as running:
+        peak, status = 0.0, Path(f"/proc/{running.pid}/status")
+        while running.poll() is None:
+            lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
+            peak = max([peak, *(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))])
+            time.sleep(0.02)
+        if running.returncode:
+            said = running.stderr.read().decode() if running.stderr else ""
+            raise RuntimeError(f"{' '.join(command)}: ended with {running.returncode}: {said[-2000:]}")
+    return peak
+
+
+def keep(case: str, figures: Sequence[Figure], path: Path = KEPT) -> None:
+    """Put a case's figures into the JSON file, in place of earlier ones of the same case."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept[case] = [dataclasses.asdict(figure) for figure in figures]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+
+
+def table(path: Path = KEPT) -> str:
+    """Everything kept, as Markdown."""
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    lines = ["| work | against | ours | theirs | ratio (spread) | asked for |", "|---|---|---|---|---|---|"]
+    for figure in (Figure(**entry) for entries in kept.values() for entry in entries):
+        ours, theirs = (
+            f"{value:.3g} {figure.unit}" + (f", {peak:.0f} MB" if peak is not None else "")
+            for value, peak in ((figure.ours, figure.ours_mb), (figure.theirs, figure.theirs_mb))
+        )
+        ratio = f"{figure.ratio:.3g} ({figure.low:.3g} to {figure.high:.3g})"
+        lines.append(f"| {figure.work} | {figure.against} | {ours} | {theirs} | {ratio} | {figure.asked} |")
+    return "\n".join(lines)
+
+
+Case = Callable[[], Sequence[Figure] | None]
