@@ -50,10 +50,20 @@ def run(arguments: Sequence[str]) -> int:
         what = one_line(f"{type(error).__name__}: {error}")
         if "can't allocate memory" in what:  # torch has no exception of its own for that
             return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
-        return _report(arguments, "UnexpectedError", what, "this is a bug; VAEPRUNE_DEBUG=1 shows the traceback")
+        return _report(arguments, "UnexpectedError", what, _how_to_report(error))
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else DONE
+
+
+def _how_to_report(error: Exception) -> str:
+    """What to do about an error nobody expected; its traceback is kept."""
+    from .traceback_file import keep_traceback
+
+    kept = keep_traceback(error)
+    if kept is None:
+        return "this is a bug: please report it with the traceback that VAEPRUNE_DEBUG=1 shows"
+    return f"this is a bug: please report it with its traceback, {one_line(str(kept))} (look it over first)"
 
 
 def _silent() -> int:
