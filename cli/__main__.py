@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,7 +22,15 @@ DONE, GATE_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 def main() -> None:
     """Run on the command line's arguments and exit."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # pressed again, while the first was being answered
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # and again, while Python goes
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -76,11 +76,12 @@ def spoiled_json(draw: st.DrawFn, content: bytes) -> bytes:
 
 def read(what: Callable[[], Any]) -> None:
     """It may refuse in this package's words, on one line."""
+    refusal: VaepruneError | None = None
     try:
         what()
     except VaepruneError as error:
-        assert str(error).isprintable()
-        assert error.message
+        refusal = error
+    assert refusal is None or (refusal.message and str(refusal).isprintable())
 
 
 def rows_of(path: Path) -> int:
@@ -88,13 +89,13 @@ def rows_of(path: Path) -> int:
 
 
 JSON_READERS: dict[str, Callable[[Path], Any]] = {
-    "config.json": lambda folder: load(folder),
+    "config.json": load,
     "history.json": lambda folder: History.from_json(read_json(folder / "history.json", "history"), "history.json"),
     "plan.json": read_plan,
 }
 BYTE_READERS: dict[str, Callable[[Path], Any]] = {
     **JSON_READERS,
-    "model.safetensors": lambda folder: load(folder),
+    "model.safetensors": load,
     "plan.safetensors": lambda folder: read_tensors(folder / "plan.safetensors"),
     "rows.npy": lambda folder: rows_of(folder / "rows.npy"),
     "rows.npz": lambda folder: rows_of(folder / "rows.npz"),

@@ -7,9 +7,11 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -602,3 +604,51 @@ def test_json_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         read_json(tmp_path / "config.json", "config")
     assert caught.value.message.endswith("has 5,368,709,120 bytes, the config has at most 67,108,864")
+
+
+# Places that may not be written
+
+
+@pytest.fixture
+def forbidden() -> Iterator[Path]:
+    """A folder that this process may read and not write, also where the tests run as root."""
+    folder = Path(tempfile.mkdtemp(prefix="vaeprune-forbidden-"))
+    try:
+        folder.chmod(0o555)
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # nobody
+        yield folder
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users here")
+@pytest.mark.parametrize("new", [new_folder, new_file])
+@pytest.mark.parametrize("name", ["model", "deep/model"])
+def test_a_place_that_may_not_be_written_is_one_line_of_error(forbidden: Path, new: Any, name: str) -> None:
+    with pytest.raises(StorageError) as caught, new(forbidden / name):
+        pytest.fail("entered")
+    assert str(caught.value) == f"{forbidden / name}: cannot be written: Permission denied"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users here")
+def test_files_that_may_not_be_read_are_one_line_of_error(tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="vaeprune-forbidden-"))
+    folder.chmod(0o755)
+    try:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+            (folder / name).chmod(0)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        with pytest.raises(StorageError, match=r"config\.json: cannot be read as the config: .*Permission denied"):
+            read_json(folder / "config.json", "config")
+        with pytest.raises(StorageError, match=r"model\.safetensors: .*Permission denied"):
+            read_tensors(folder / "model.safetensors")
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        shutil.rmtree(folder)
