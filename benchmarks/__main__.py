@@ -19,6 +19,7 @@ CASES = (
     "growing",
     "latent_counts",
     "latent_auto",
+    "trust",
 )
 
 

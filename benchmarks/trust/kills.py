@@ -7,7 +7,6 @@ gives, byte for byte.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 
 from benchmarks.trust import materials
 from benchmarks.trust.campaigns import Ledger, joined, show
-from benchmarks.trust.forking import Ended, command, prepare
+from benchmarks.trust.forking import Ended, child, command, prepare
 
 _PIECE = 10
 _MARK = ".vaeprune-unfinished-"
@@ -101,25 +100,36 @@ def _desk(name: str, sound: Path, room: Path) -> Path:
 
 
 def _whole(name: str, sound: Path, room: Path) -> Whole:
-    """Run it uninterrupted, and see each state of the target on the way."""
-    desk = _desk(name, sound, room)
+    """Run it uninterrupted, and keep each state that its target is put into on the way."""
+    desk, kept = _desk(name, sound, room), room / "states"
+    shutil.rmtree(kept, ignore_errors=True)
     states: list[Folder] = [folder(desk / "out")] if (desk / "out").exists() else []
     start, writing = time.monotonic(), []
 
+    def keeping() -> int:
+        from vaeprune.cli.__main__ import run
+
+        from vaeprune import storage
+
+        put = storage._put_in_place
+
+        def and_keep(temporary: Path, target: Path) -> None:
+            put(temporary, target)
+            shutil.copytree(target, kept / str(time.monotonic_ns()))
+
+        storage._put_in_place = and_keep
+        return run(_COMMANDS[name])
+
     def watch(process: int) -> None:
-        while os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            if _unfinished(desk) and not writing:
+        while not writing and os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if _unfinished(desk):
                 writing.append(time.monotonic() - start)
-            with contextlib.suppress(OSError):
-                seen = folder(desk / "out")
-                if seen and seen not in states and folder(desk / "out") == seen:
-                    states.append(seen)
             time.sleep(0.001)
 
-    ended = command(_COMMANDS[name], desk, watch=watch, limit=300)
+    ended = child(keeping, desk, watch=watch, limit=300)
     assert ended.code == 0, (name, ended)
-    last = folder(desk / "out")
-    return Whole(ended.wall, writing[0] if writing else 0.5 * ended.wall, (*states, last), last)
+    states += [folder(state) for state in sorted(kept.iterdir())]
+    return Whole(ended.wall, writing[0] if writing else 0.5 * ended.wall, tuple(states), folder(desk / "out"))
 
 
 def _kill(name: str, number: int, seed: int, sound: Path, room: Path, whole: Whole) -> dict[str, Any]:

@@ -115,8 +115,8 @@ def _measured(tests: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as room:
         data, times = Path(room) / "coverage", Path(room) / "times.json"
         environment = os.environ | {"COVERAGE_FILE": str(data), "VAEPRUNE_TEST_TIMES": str(times)}
-        command = [sys.executable, "-m", "coverage", "run", "--source", "vaeprune", "-m", "pytest", "-q"]
-        command += ["-p", "benchmarks.trust.reaching", "-o", "addopts=", tests]
+        command = [sys.executable, "-m", "coverage", "run", "--rcfile", os.devnull, "--source", "vaeprune", "-m"]
+        command += ["pytest", "-q", "-p", "benchmarks.trust.reaching", "-o", "addopts=", tests]
         done = subprocess.run(command, cwd=_ROOT, env=environment, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise SystemExit(f"{tests} fail as they are:\n{done.stdout[-2000:]}")
@@ -148,6 +148,8 @@ def _tried(mutant: Mutant, reach: dict[str, Any]) -> dict[str, Any]:
 def _tests_for(mutant: Mutant, reach: dict[str, Any]) -> list[str]:
     lines = reach["lines"].get(mutant.path, {})
     tests = {test for line in range(mutant.line, mutant.last + 1) for test in lines.get(str(line), ())}
+    if not tests:  # run while the module is imported, so whatever uses the module may tell
+        tests = {test for reached in lines.values() for test in reached}
     chosen: list[str] = []
     total = 0.0
     for test in sorted(tests, key=lambda test: (reach["seconds"].get(test, 1.0), test)):

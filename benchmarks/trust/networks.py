@@ -1,34 +1,37 @@
 """Random networks through plan, cut, verify, save, load and export, each held against the original in float64.
 
-The oracle knows nothing of plans but their constants: it runs the original, unchanged, with the removed latents set to
-them. Where the plan takes hidden units for constant that were not planted so, they may fire on other rows, which the
-tool says and its gates bound; there the oracle asks for the gates' limit, elsewhere for nine digits.
+The oracle knows nothing of plans but their constants: it runs the original at full size, its weights as they are, with
+the removed latents, and what reads a removed hidden channel, set to them by plain hooks. Nine digits must agree then,
+on rows and at prior samples. How far those constants are from the truth is the gates' question, not this one's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.trust.campaigns import Ledger, joined, show
 from benchmarks.trust.random_networks import RandomVAE, build, draw
 from vaeprune.adapters import AdaptedVAE, adapt
-from vaeprune.data import DataSets, as_data
+from vaeprune.data import as_data
 from vaeprune.errors import VaepruneError
 from vaeprune.likelihood import Likelihood
 from vaeprune.model_folder import ModelFolder, load, write_model_folder
 from vaeprune.shrinking import Shrunk, shrink
+from vaeprune.surgery.plan import Plan
 
 _PIECE = 25  # one of them goes on to ONNX files
 _ROWS = 240
 _NUMBER = re.compile(r"\d[\d.e+-]*")
-_EXACT, _GATE, _SINGLE = 1e-9, 0.02, 1e-3
+_EXACT, _SINGLE = 1e-9, 1e-4  # of float64, and of float32
 
 
 def campaign(ledger: Ledger, count: int) -> None:
@@ -52,7 +55,7 @@ def campaign(ledger: Ledger, count: int) -> None:
     show("refused with a reason", "", f"{kinds['refused']:,}")
     cut = [o for o in outcomes if o["outcome"] == "agrees"]
     show("hidden channels cut", "", f"{sum(o['channels'] for o in cut):,} in {sum(o['channels'] > 0 for o in cut):,}")
-    show("judged to nine digits", "", f"{sum(o['exact'] for o in cut):,}")
+    show("largest difference in float64", "1e-9", f"{max(o['worst'] for o in cut if not o['onnx']):.1g}")
 
 
 def _piece(seed: int, which: range) -> dict[str, Any]:
@@ -89,15 +92,13 @@ def outcome(seed: int, room: Path, onnx: bool) -> dict[str, Any]:
             "outcome": "refused",
             "reason": f"{type(error).__name__}: {_NUMBER.sub('#', error.message)[:90]}",
         }
-    worst, exact = _worst(network, found, loaded, x, sets, drawn.activation)
-    limit = _SINGLE if onnx else _EXACT if exact else _GATE
-    if onnx and not exact:
-        limit = _GATE
+    worst = _worst(network, found, loaded, x)
+    limit = _SINGLE if onnx else _EXACT
     same = _same(found, loaded, x.to(small_type)) and not (onnx and _onnx_worst(target, loaded, x) > _SINGLE)
     good = worst <= limit and same
     channels = len(found.plan.channels) if found.plan else 0
     return entry | {
-        "outcome": "agrees" if good else "DISAGREES", "worst": worst, "exact": exact, "channels": channels,
+        "outcome": "agrees" if good else "DISAGREES", "worst": worst, "channels": channels,
         "saved the same": same, "removed": remove, "scope": scope,
     }  # fmt: skip
 
@@ -113,24 +114,17 @@ def _kept(found: Shrunk, vae: AdaptedVAE) -> AdaptedVAE:
     return found.model
 
 
-def _worst(
-    network: RandomVAE, found: Shrunk, small: Any, x: Tensor, sets: DataSets, activation: str
-) -> tuple[float, bool]:
-    """The largest difference from the oracle, as a share of the oracle's largest value, and whether it must be tiny."""
+def _worst(network: RandomVAE, found: Shrunk, small: Any, x: Tensor) -> float:
+    """The largest difference from the oracle, as a share of the largest value of the same output."""
     plan = found.plan
     assert plan is not None
     dtype = next(small.network.parameters()).dtype
     kept, z = plan.kept_latents, torch.randn(60, network.latent_size, dtype=torch.float64)
-    for removal in plan.removals:
-        z[:, removal.latent] = removal.constant
-    planted = {("hidden.weight", unit) for unit in range(network.hidden.weight.shape[0])
-               if not network.hidden.weight[unit].any()}  # fmt: skip
-    exact = all((c.weight, c.channel) in planted or c.evidence == "proved" for c in plan.channels)
-    with torch.no_grad():
+    with torch.no_grad(), _holding(network, plan):
         before, after = network.encode(x), small.encode(x.to(dtype))
         on_path = before.mean.clone()
         for removal in plan.removals:
-            on_path[:, removal.latent] = removal.constant
+            on_path[:, removal.latent] = z[:, removal.latent] = removal.constant
         pairs = [
             (before.mean[:, kept], after.mean),
             (before.logvar[:, kept], after.logvar),
@@ -140,9 +134,29 @@ def _worst(
     worst = 0.0
     for expected, got in pairs:
         if expected.shape != got.shape or not torch.isfinite(got).all():
-            return float("inf"), exact
+            return float("inf")
         worst = max(worst, ((expected - got.double()).abs().max() / expected.abs().max().clamp_min(1e-30)).item())
-    return worst, exact
+    return worst
+
+
+@contextlib.contextmanager
+def _holding(network: nn.Module, plan: Plan) -> Iterator[None]:
+    """What reads a removed hidden channel reads the plan's constant instead."""
+    hooks = []
+    for (key, _), values in plan.held.items():
+        removed = ~values.isnan()
+
+        def hold(_: nn.Module, inputs: tuple[Tensor, ...], removed: Tensor = removed, values: Tensor = values) -> Any:
+            read = inputs[0].clone()
+            read[:, removed] = values[removed].view(-1, *[1] * (read.dim() - 2))
+            return read
+
+        hooks.append(network.get_submodule(key.rpartition(".")[0]).register_forward_pre_hook(hold))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _same(found: Shrunk, loaded: Any, x: Tensor) -> bool:
