@@ -52,7 +52,11 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _silent()
     except OSError as error:
-        return _report(arguments, "OSError", one_line(f"output cannot be written: {error.strerror or error}"), "")
+        if error.filename:
+            return _report(arguments, "OSError", one_line(f"{error.filename}: {error.strerror}"), "")
+        code = _report(arguments, "OSError", one_line(f"output cannot be written: {error.strerror or error}"), "")
+        _silent()
+        return code
     except MemoryError:
         return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
     except Exception as error:  # noqa: BLE001  the last resort: one line instead of a traceback, exit code 2
@@ -89,8 +93,6 @@ def _report(arguments: Sequence[str], kind: str, message: str, hint: str) -> int
         with contextlib.suppress(OSError):
             print_json({"error": {"type": kind, "message": message, "hint": hint}})
             sys.stdout.flush()
-    if kind == "OSError":
-        _silent()
     return FAILED
 
 

@@ -65,8 +65,8 @@ def _is_own(folder: Path) -> bool:
     if {path.name for path in folder.iterdir()} <= {"encoder.onnx", "decoder.onnx"}:
         return True
     try:
-        entry = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entry = read_json(folder / "config.json", "model's config")
+    except StorageError:
         return False
     return isinstance(entry, dict) and {"format", "architecture", "likelihood"} <= set(entry)
 
@@ -194,18 +194,22 @@ def read_tensors(path: Path, check: Callable[[dict[str, Tensor]], None] | None =
     if not path.is_file():
         raise StorageError(f"{path}: no such file, expected safetensors")
     try:
-        mapped = safetensors.torch.load_file(path)  # checks the header against the file's size
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
-        raise StorageError(
-            f"{path}: is not a complete safetensors file: {error}", "it may be truncated; copy it again"
-        ) from error
-    if check:
-        check(mapped)
-    try:
-        with path.open("rb") as file:
+        file = path.open("rb")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    with file:
+        try:
+            mapped = safetensors.torch.load_file(path)  # checks the header against the file's size
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise StorageError(
+                f"{path}: is not a complete safetensors file: {error}", "it may be truncated; copy it again"
+            ) from error
+        if check:
+            check(mapped)
+        try:
             return _in_memory(file, mapped)
-    except (OSError, ValueError, KeyError) as error:
-        raise StorageError(f"{path}: changed while it was read: {error}", "run again once it is whole") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise StorageError(f"{path}: changed while it was read: {error}", "run again once it is whole") from error
 
 
 def _in_memory(file: BufferedReader, mapped: dict[str, Tensor]) -> dict[str, Tensor]:

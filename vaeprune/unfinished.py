@@ -91,6 +91,9 @@ def _locked(target: Path, folder: bool) -> Iterator[Path]:
         else:
             handle, name = tempfile.mkstemp(prefix=prefix, dir=parent)
             path = Path(name)
+            if not fcntl:  # Windows renames no open file
+                os.close(handle)
+                handle = -1
         try:
             if fcntl:
                 with contextlib.suppress(OSError):  # a file system without locks; there nothing is cleaned up either

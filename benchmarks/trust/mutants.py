@@ -30,7 +30,18 @@ _ROOT = Path(__file__).parents[2]
 _WHERE = ("vaeprune/surgery", "vaeprune/analysis", "vaeprune/verification.py", "vaeprune/evidence.py")
 _REACH = Path("out/benchmarks/reach.json")
 _MOST_TEST_SECONDS = 120.0  # of the tests of one mutant, as they took when reach was measured
-_ALWAYS = ("-q", "-x", "-p", "no:cacheprovider", "-o", "addopts=", "--no-header", "-W", "error")
+_KILLED = (1, 2, 3, 4)  # pytest's: a test failed, collecting them did, pytest itself, a conftest could not be imported
+_ALWAYS = (
+    "-q",
+    "-x",
+    "-p",
+    "no:cacheprovider",
+    "-o",
+    "addopts=",
+    "--no-header",
+    "-W",
+    "ignore::pytest.PytestAssertRewriteWarning",
+)
 _TESTS = (
     "tests/surgery", "tests/analysis", "tests/test_verification.py", "tests/test_gates.py", "tests/test_numbers.py",
     "tests/test_shrinking.py", "tests/test_shrinking_foreign.py", "tests/test_growing.py", "tests/test_recovering.py",
@@ -42,6 +53,8 @@ def campaign(ledger: Ledger, count: int) -> None:
     reach = _reach()
     chosen = _chosen(ledger.seed, count)
     _import_what_never_changes()
+
+    _refuse_unsound(chosen[0], reach)
 
     def piece(which: range) -> dict[str, Any]:
         return {"mutants": [_tried(chosen[number], reach) for number in which]}
@@ -75,6 +88,14 @@ def _all_mutants() -> list[Mutant]:
 def _chosen(seed: int, count: int) -> list[Mutant]:
     everything = _all_mutants()
     return random.Random(f"mutants {seed}").sample(everything, min(count, len(everything)))
+
+
+def _refuse_unsound(mutant: Mutant, reach: dict[str, Any]) -> None:
+    """Killing says nothing where the tests fail without a mutant, or do not run."""
+    tests = _tests_for(mutant, reach)[:5]
+    ended = child(lambda: _pytest_with(None, tests), _ROOT, limit=600)
+    if ended.code != 0:
+        raise SystemExit(f"{tests} fail without a mutant: exit {ended.code}: {(ended.out + ended.err)[-800:]}")
 
 
 # --- which tests reach which line
@@ -141,8 +162,9 @@ def _tried(mutant: Mutant, reach: dict[str, Any]) -> dict[str, Any]:
     seconds = sum(reach["seconds"].get(test, 1.0) for test in tests)
     ended = child(lambda: _pytest_with(mutant, tests), _ROOT, limit=60 + 8 * seconds)
     how = "too slow" if ended.late else f"exit {ended.code}"
-    # 1: a test failed; 2: collecting them did; negative: it crashed
-    return entry | {"killed": ended.late or ended.code in (1, 2, 3) or ended.code < 0, "how": how}
+    if not ended.late and ended.code not in (0, *_KILLED) and ended.code > 0:
+        raise SystemExit(f"{mutant}: pytest did not run its tests: exit {ended.code}: {(ended.out + ended.err)[-800:]}")
+    return entry | {"killed": ended.late or ended.code != 0, "how": how}
 
 
 def _tests_for(mutant: Mutant, reach: dict[str, Any]) -> list[str]:
@@ -160,10 +182,11 @@ def _tests_for(mutant: Mutant, reach: dict[str, Any]) -> list[str]:
     return chosen
 
 
-def _pytest_with(mutant: Mutant, tests: Sequence[str]) -> int:
+def _pytest_with(mutant: Mutant | None, tests: Sequence[str]) -> int:
     import pytest
 
-    sys.meta_path.insert(0, _Mutating(mutant))
+    if mutant is not None:
+        sys.meta_path.insert(0, _Mutating(mutant))
     with contextlib.suppress(ValueError):
         sys.path.remove("")
     sys.path.insert(0, str(_ROOT))

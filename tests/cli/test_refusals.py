@@ -739,6 +739,13 @@ def test_too_little_memory_is_one_line(vaeprune, idle_model, rows, monkeypatch, 
     assert ran.err == "vaeprune: error: not enough memory; take fewer rows or a smaller network\n"
 
 
+def test_an_error_of_the_operating_system_names_its_file(vaeprune, idle_model, rows, monkeypatch):
+    error = PermissionError(13, "Permission denied", "some/e\x1b[31mvil")
+    monkeypatch.setattr("vaeprune.analysis.analyze", raising(error))
+    ran = vaeprune("analyze", idle_model, "--data", rows)
+    assert (ran.code, ran.err) == (2, "vaeprune: error: some/e\\x1b[31mvil: Permission denied\n")
+
+
 def raising(error: BaseException):
     def fail(*_, **__):
         raise error
