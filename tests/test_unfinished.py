@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from vaeprune import storage
-from vaeprune.errors import StorageError
 from vaeprune.storage import new_file, new_folder
 
 pytest.importorskip("fcntl", reason="leftovers are known by locks that only POSIX systems have")
@@ -139,26 +136,3 @@ def test_a_link_with_the_name_of_a_leftover_is_not_followed(tmp_path: Path) -> N
     with new_folder(tmp_path / "model"):
         pass
     assert (keep / "mark").read_text() == "keep"
-
-
-def test_a_reader_whose_folder_is_replaced_is_told_so(tmp_path: Path) -> None:
-    target = model_at(tmp_path / "model", "old")
-
-    def read() -> None:
-        with storage.unreplaced(target):
-            with new_folder(target, force=True) as made:
-                (made / "mark").write_text("new")
-            if not (target / "config.json").exists():
-                raise StorageError("config.json: no such file")
-
-    with pytest.raises(StorageError) as caught:
-        read()
-    assert str(caught.value) == f"{target}: was replaced while it was read; run again"
-
-
-def test_a_reader_of_a_folder_that_stays_hears_its_own_errors(tmp_path: Path) -> None:
-    target = model_at(tmp_path / "model", "old")
-    with pytest.raises(StorageError, match="its own"), storage.unreplaced(target):
-        raise StorageError("its own")
-    with storage.unreplaced(target):
-        os.utime(target)

@@ -24,11 +24,11 @@ from vaeprune.storage import (
     read_json,
     read_tensors,
     refuse_non_finite,
-    unreplaced,
     write_json,
     write_tensors,
 )
 from vaeprune.training import History
+from vaeprune.unreplaced import unreplaced
 
 FORMAT = 1
 CONFIG, WEIGHTS, HISTORY, CARD = "config.json", "model.safetensors", "history.json", "README.md"

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vaeprune.errors import StorageError, VaepruneError
+from vaeprune.errors import StorageError
 from vaeprune.unfinished import clean_up, remove, set_aside, unfinished_file, unfinished_folder
 
 _AT_FDCWD = -100
@@ -143,33 +143,6 @@ def read_json(path: Path, what: str, most_bytes: int | None = _MOST_JSON) -> Any
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: is not valid JSON: {error}", f"restore the {what} from its source") from error
-
-
-@contextlib.contextmanager
-def unreplaced(folder: Path) -> Iterator[None]:
-    """Raise StorageError if another folder takes the place of `folder` meanwhile: what was read may be of both."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)  # holds on to its identity, which a new folder might get otherwise
-    except OSError:  # not there, which whoever reads will be told; or Windows, which opens no folders
-        yield
-        return
-    try:
-        try:
-            yield
-        except VaepruneError:
-            if _is_at(handle, folder):
-                raise
-        if not _is_at(handle, folder):
-            raise StorageError(f"{folder}: was replaced while it was read", "run again")
-    finally:
-        os.close(handle)
-
-
-def _is_at(handle: int, folder: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), folder.stat())
-    except OSError:
-        return False
 
 
 def _refuse_odd_file(path: Path, what: str, most_bytes: int | None) -> None:

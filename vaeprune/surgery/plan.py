@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from vaeprune.errors import PlanError, StorageError
-from vaeprune.storage import read_json, read_tensors, unreplaced, write_json, write_tensors
+from vaeprune.storage import read_json, read_tensors, write_json, write_tensors
+from vaeprune.unreplaced import unreplaced
 
 FORMAT = 2
 PLAN, NUMBERS = "plan.json", "plan.safetensors"
