@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(WHEEL_INDEX),--extra-index-url $(WHEEL_INDEX))
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test lint types check coverage bench clean
 
 demo: $(STAMP)
 	$(BIN)/vaeprune shrink models/tiles-dense --data tiles --out out/tiles-dense --force
@@ -26,6 +26,11 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 check: lint types test
+
+coverage: $(STAMP)
+	$(if $(DATA_DIR),VAEPRUNE_DATA_DIR=$(DATA_DIR)) $(BIN)/python -m coverage run --parallel-mode -m pytest -q
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --skip-covered --show-missing
 
 bench: $(STAMP)
 	$(if $(DATA_DIR),VAEPRUNE_DATA_DIR=$(DATA_DIR)) $(BIN)/python -m benchmarks

@@ -30,6 +30,7 @@ CASES = (
     "service",
     "precisions",
     "report",
+    "trust",
 )
 
 

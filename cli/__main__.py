@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,7 +23,15 @@ DONE, GATE_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 def main() -> None:
     """Run on the command line's arguments and exit."""
-    sys.exit(run(sys.argv[1:]))
+    try:
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # pressed again, while the first was being answered
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # and again, while Python goes
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -44,14 +53,18 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _silent()
     except OSError as error:
-        return _report(arguments, "OSError", one_line(f"output cannot be written: {error.strerror or error}"), "")
+        if error.filename:
+            return _report(arguments, "OSError", one_line(f"{error.filename}: {error.strerror}"), "")
+        code = _report(arguments, "OSError", one_line(f"output cannot be written: {error.strerror or error}"), "")
+        _silent()
+        return code
     except MemoryError:
         return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
     except Exception as error:  # noqa: BLE001  the last resort: one line instead of a traceback, exit code 2
         what = one_line(f"{type(error).__name__}: {error}")
         if "can't allocate memory" in what:  # torch has no exception of its own for that
             return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
-        return _report(arguments, "UnexpectedError", what, "this is a bug; VAEPRUNE_DEBUG=1 shows the traceback")
+        return _report(arguments, "UnexpectedError", what, _how_to_report(error))
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code if isinstance(code, int) else DONE
@@ -60,6 +73,16 @@ def run(arguments: Sequence[str]) -> int:
 def _app(arguments: Sequence[str]) -> int | None:
     code: int | None = app(args=list(arguments), prog_name="vaeprune", standalone_mode=False)
     return code
+
+
+def _how_to_report(error: Exception) -> str:
+    """What to do about an error nobody expected; its traceback is kept."""
+    from .traceback_file import keep_traceback
+
+    kept = keep_traceback(error)
+    if kept is None:
+        return "this is a bug: please report it with the traceback that VAEPRUNE_DEBUG=1 shows"
+    return f"this is a bug: please report it with its traceback, {one_line(str(kept))} (look it over first)"
 
 
 def _silent() -> int:
@@ -79,8 +102,6 @@ def _report(arguments: Sequence[str], kind: str, message: str, hint: str) -> int
         with contextlib.suppress(OSError):
             print_json({"error": {"type": kind, "message": message, "hint": hint}})
             sys.stdout.flush()
-    if kind == "OSError":
-        _silent()
     return FAILED
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,3 +365,46 @@ def test_the_recorded_training_data_never_name_code_to_run(folder: Path) -> None
 )
 def test_a_model_is_described_by_its_widths(vae: BuiltVAE, words: str) -> None:
     assert describe(vae) == words
+
+
+# Replaced while it is read
+
+
+def test_a_folder_that_is_replaced_while_it_is_read_gives_no_mixture(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both fit the config that was read first, so nothing but the folder's identity tells them apart."""
+    other = dense()
+    with torch.no_grad():
+        other.output.weight += 1
+
+    def replaced_first(path: Path, *arguments: Any) -> dict[str, Tensor]:
+        monkeypatch.setattr("vaeprune.model_folder.read_tensors", read_tensors)
+        write_model_folder(ModelFolder(other), folder, force=True)
+        return read_tensors(path, *arguments)
+
+    monkeypatch.setattr("vaeprune.model_folder.read_tensors", replaced_first)
+    assert str(refused(folder)) == f"{folder}: was replaced while it was read; run again"
+    assert torch.equal(load(folder).output.weight, other.output.weight)
+
+
+def test_a_folder_that_is_removed_while_it_is_read_is_said_to_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(path: Path, *arguments: Any) -> dict[str, Tensor]:
+        shutil.rmtree(folder)
+        return read_tensors(path, *arguments)
+
+    monkeypatch.setattr("vaeprune.model_folder.read_tensors", gone)
+    assert "was replaced while it was read" in str(refused(folder))
+
+
+@pytest.mark.parametrize("values", [1 << 29, 1 << 38], ids=["2 GB", "1 TB"])
+def test_weights_of_gigabytes_that_do_not_fit_are_refused_before_they_are_read(folder: Path, values: int) -> None:
+    """A huge file may be a hole that takes no room on the disk; reading it would."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [values], "data_offsets": [0, 4 * values]}}).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 4 * values)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    told = str(refused(folder, VaepruneError))
+    assert "does not fit its config: missing" in told or "unable to mmap" in told
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes

@@ -7,9 +7,11 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -186,8 +188,8 @@ def test_force_refuses_a_folder_that_is_not_a_model_folder(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "config",
-    ['{"compilerOptions": {}}', '{"_class_name": "AutoencoderKL"}', "[]"],
-    ids=["tsconfig", "diffusers", "a list"],
+    ['{"compilerOptions": {}}', '{"_class_name": "AutoencoderKL"}', "[]", "[" * 100_000],
+    ids=["tsconfig", "diffusers", "a list", "deep"],
 )
 def test_force_refuses_a_folder_with_somebody_elses_config(tmp_path: Path, config: str) -> None:
     (tmp_path / "project").mkdir()
@@ -504,3 +506,149 @@ def test_the_sha256_sees_every_other_difference(other: dict[str, Tensor]) -> Non
 def test_the_sha256_takes_every_kind_of_tensor() -> None:
     for dtype in (torch.bool, torch.bfloat16, torch.float16, torch.int8):
         assert len(weights_sha256({"w": torch.ones(3, dtype=dtype)})) == 64
+
+
+# Files that would be waited for, or that change
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    write_tensors(tmp_path / "w.safetensors", {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5)})
+    return tmp_path / "w.safetensors"
+
+
+def test_tensors_stay_as_they_were_read_whatever_becomes_of_the_file(weights: Path) -> None:
+    """A memory map would show the new values, or kill the process where the file is cut."""
+    found = read_tensors(weights)
+    content = weights.read_bytes()
+    with weights.open("r+b") as file:
+        file.seek(len(content) - 44)
+        file.write(bytes(44))
+        file.truncate(100)
+    assert torch.equal(found["a"], torch.arange(6.0).view(2, 3))
+    assert torch.equal(found["b"], torch.ones(5))
+
+
+@pytest.mark.parametrize("keep", [0, 8, 60, -1])
+def test_a_file_that_is_cut_while_it_is_read_is_one_line_of_error(weights: Path, keep: int) -> None:
+    def unplug(_: dict[str, Tensor]) -> None:
+        with weights.open("r+b") as file:
+            file.truncate(keep % weights.stat().st_size)
+
+    with pytest.raises(StorageError, match="changed while it was read"):
+        read_tensors(weights, unplug)
+
+
+def test_what_a_check_of_shapes_raises_comes_before_any_value_is_read(weights: Path) -> None:
+    def refuse(found: dict[str, Tensor]) -> None:
+        raise StorageError(f"has {tuple(found['a'].shape)}")
+
+    with pytest.raises(StorageError, match=r"has \(2, 3\)"):
+        read_tensors(weights, refuse)
+
+
+def header(entries: object, length: int | None = None) -> bytes:
+    text = entries if isinstance(entries, bytes) else json.dumps(entries).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header({}, 2**63 - 1),
+        header({}, 200_000_000),
+        header({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        header({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 0]}}),
+        header({"a": {"dtype": "F32", "shape": [10**9, 10**9], "data_offsets": [0, 16]}}) + bytes(16),
+        header({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}) + bytes(4),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}) + bytes(4),
+        header(
+            {
+                "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+                "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+            }
+        )
+        + bytes(12),
+        header({"a": {"dtype": "F32", "shape": [0], "data_offsets": [2**63, 2**63]}}),
+        header(b"{" * 5000),
+    ],
+    ids=["2^63 header", "200 MB header", "4 TB", "overflow", "4 EB in 16 bytes", "negative", "backwards", "overlap",
+         "beyond", "deep"],
+)  # fmt: skip
+def test_a_header_that_promises_what_is_not_there_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bomb").write_bytes(content)
+    with pytest.raises(StorageError, match="is not a complete safetensors file"):
+        read_tensors(tmp_path / "bomb")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(StorageError, match="is not a file, so it cannot be read as the config"):
+        read_json(tmp_path / "config.json", "config")
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(StorageError, match="no such file, expected safetensors"):
+        read_tensors(tmp_path / "model.safetensors")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no /dev/zero here")
+def test_a_link_to_a_device_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").symlink_to("/dev/zero")
+    with pytest.raises(StorageError, match="is not a file"):
+        read_json(tmp_path / "config.json", "config")
+
+
+def test_json_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(5 << 30)
+    with pytest.raises(StorageError) as caught:
+        read_json(tmp_path / "config.json", "config")
+    assert caught.value.message.endswith("has 5,368,709,120 bytes, the config has at most 67,108,864")
+
+
+# Places that may not be written
+
+
+@pytest.fixture
+def forbidden() -> Iterator[Path]:
+    """A folder that this process may read and not write, also where the tests run as root."""
+    folder = Path(tempfile.mkdtemp(prefix="vaeprune-forbidden-"))
+    try:
+        folder.chmod(0o555)
+        if os.geteuid() == 0:
+            os.seteuid(65534)  # nobody
+        yield folder
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users here")
+@pytest.mark.parametrize("new", [new_folder, new_file])
+@pytest.mark.parametrize("name", ["model", "deep/model"])
+def test_a_place_that_may_not_be_written_is_one_line_of_error(forbidden: Path, new: Any, name: str) -> None:
+    with pytest.raises(StorageError) as caught, new(forbidden / name):
+        pytest.fail("entered")
+    assert str(caught.value) == f"{forbidden / name}: cannot be written: Permission denied"
+
+
+@pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users here")
+def test_files_that_may_not_be_read_are_one_line_of_error() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="vaeprune-forbidden-"))
+    folder.chmod(0o755)
+    try:
+        for name in ("config.json", "model.safetensors"):
+            (folder / name).write_text("{}")
+            (folder / name).chmod(0)
+        if os.geteuid() == 0:
+            os.seteuid(65534)
+        with pytest.raises(StorageError, match=r"config\.json: cannot be read as the config: .*Permission denied"):
+            read_json(folder / "config.json", "config")
+        with pytest.raises(StorageError, match=r"model\.safetensors: cannot be read: Permission denied"):
+            read_tensors(folder / "model.safetensors")
+    finally:
+        if os.getuid() == 0:
+            os.seteuid(0)
+        shutil.rmtree(folder)

@@ -28,6 +28,7 @@ from vaeprune.storage import (
     write_tensors,
 )
 from vaeprune.training import History
+from vaeprune.unreplaced import unreplaced
 
 FORMAT = 1
 CONFIG, WEIGHTS, HISTORY, CARD = "config.json", "model.safetensors", "history.json", "README.md"
@@ -90,20 +91,25 @@ def read_model_folder(folder: Path, factory: Callable[..., Any] | None = None) -
     """Read and check everything, then build; nothing in the folder is executed.
 
     A shrunk foreign model needs its class or function again, as `factory`. Raises StorageError or ModelError: missing
-    or damaged files, an unknown format, weights of another shape, NaN.
+    or damaged files, an unknown format, weights of another shape, NaN, a folder that is replaced meanwhile.
     """
+    with unreplaced(folder):
+        return _read(folder, factory)
+
+
+def _read(folder: Path, factory: Callable[..., Any] | None) -> ModelFolder:
     config = _read_config(folder)
-    tensors = read_tensors(folder / WEIGHTS)
     likelihood = Likelihood.from_json(config["likelihood"])
     vae: BuiltVAE | AdaptedVAE
     if config["architecture"] is None:
-        vae = _rebuilt(config.get("foreign"), tensors, likelihood, factory, folder)
+        vae = _rebuilt(config.get("foreign"), read_tensors(folder / WEIGHTS), likelihood, factory, folder)
     else:
-        vae = _built(config["architecture"], tensors, likelihood, folder)
+        vae = _built(config["architecture"], likelihood, folder)
     vae.requires_grad_(True).eval()
     history, state = History(), {}
     if (folder / HISTORY).exists():
-        history = History.from_json(read_json(folder / HISTORY, "training history"), str(folder / HISTORY))
+        entry = read_json(folder / HISTORY, "training history", most_bytes=None)  # a long trace may be large
+        history = History.from_json(entry, str(folder / HISTORY))
     if (folder / TRAINING_STATE).exists():
         state = read_tensors(folder / TRAINING_STATE)
     vae.provenance |= {"training": config.get("training"), "shrunk": config.get("shrunk"), "history": history}
@@ -123,10 +129,11 @@ def load(folder: str | Path, factory: Callable[..., Any] | None = None) -> Built
     return read_model_folder(Path(folder), factory).vae
 
 
-def _built(architecture: Any, tensors: dict[str, Tensor], likelihood: Likelihood, folder: Path) -> BuiltVAE:
+def _built(architecture: Any, likelihood: Likelihood, folder: Path) -> BuiltVAE:
     with torch.device("meta"):  # a config that lies about sizes must not allocate them
         vae = build(architecture, likelihood)
-    check_state_dict(vae.state_dict(), tensors, folder / WEIGHTS)
+    expected = vae.state_dict()
+    tensors = read_tensors(folder / WEIGHTS, lambda found: check_state_dict(expected, found, folder / WEIGHTS))
     refuse_non_finite(tensors, folder / WEIGHTS)
     vae.load_state_dict(tensors, assign=True)
     return vae

@@ -95,6 +95,8 @@ def _external_bytes(path: Path, model: Any) -> int:
     total = 0
     for name in {entry.value for entry in entries}:
         data = path.parent / name
+        if Path(name).is_absolute() or ".." in Path(name).parts or data.is_symlink():
+            raise StorageError(f"{path}: keeps its weights in {name!r}, expected a file beside it", _EXPORT)
         if not data.is_file():
             raise StorageError(f"{data}: no such file, expected the weights of {path.name}", _EXPORT)
         total += data.stat().st_size

@@ -12,10 +12,9 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path
 
 import safetensors
@@ -26,8 +25,8 @@ from torch import Tensor
 from vaeprune.errors import StorageError
 from vaeprune.json_files import read_json as read_json
 from vaeprune.json_files import write_json as write_json
+from vaeprune.unfinished import clean_up, remove, set_aside, unfinished_file, unfinished_folder
 
-_MARK = ".vaeprune-unfinished-"
 _EXPORTED = {
     f"{part}.{ending}" for part in ("encoder", "decoder", "autoencoder") for ending in ("onnx", "onnx.data", "pt2")
 }
@@ -68,8 +67,8 @@ def _is_own(folder: Path) -> bool:
     if {path.name for path in folder.iterdir()} <= _EXPORTED:
         return True
     try:
-        entry = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        entry = read_json(folder / "config.json", "model's config")
+    except StorageError:
         return False
     return isinstance(entry, dict) and {"format", "architecture", "likelihood"} <= set(entry)
 
@@ -83,19 +82,15 @@ def new_folder(target: Path, force: bool = False) -> Iterator[Path]:
     refuse_existing(target, force)
     if force:
         refuse_foreign_folder(target)
-    with _named(target), _parents(target):
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name[:60]}{_MARK}", dir=target.absolute().parent))
-        try:
-            yield temporary
-            temporary.chmod(0o777 & ~_umask())
-            for path in sorted(temporary.rglob("*")):
-                path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())  # some writers make private files
-                _flush(path)
-            _flush(temporary)
-            refuse_existing(target, force)  # it may have appeared meanwhile
-            _put_in_place(temporary, target)
-        finally:
-            _remove(temporary)
+    with _named(target), _parents(target), unfinished_folder(target) as temporary:
+        yield temporary
+        temporary.chmod(0o777 & ~_umask())
+        for path in sorted(temporary.rglob("*")):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~_umask())  # some writers make private files
+            _flush(path)
+        _flush(temporary)
+        refuse_existing(target, force)  # it may have appeared meanwhile
+        _put_in_place(temporary, target)
 
 
 @contextlib.contextmanager
@@ -104,27 +99,25 @@ def new_file(target: Path, force: bool = False) -> Iterator[Path]:
     refuse_existing(target, force)
     if target.is_dir():
         raise StorageError(f"{target}: is a folder, expected a file name")
-    with _named(target), _parents(target):
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:60]}{_MARK}", dir=target.absolute().parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            temporary.chmod(0o666 & ~_umask())
-            _flush(temporary)
-            refuse_existing(target, force)
-            temporary.replace(target)
-            _flush(target.absolute().parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with _named(target), _parents(target), unfinished_file(target) as temporary:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        _flush(temporary)
+        refuse_existing(target, force)
+        temporary.replace(target)
+        _flush(target.absolute().parent)
 
 
 @contextlib.contextmanager
 def _parents(target: Path) -> Iterator[None]:
-    """Make the folders above `target`; those that were made are removed again if the writing fails."""
+    """Make the folders above `target`, and remove what killed runs left there of it.
+
+    Folders that were made are removed again if the writing fails.
+    """
     parent = target.absolute().parent
     made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
     parent.mkdir(parents=True, exist_ok=True)
+    clean_up(target)
     try:
         yield
     except BaseException:
@@ -139,16 +132,49 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     safetensors.torch.save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file; nothing in it is executed. Raises StorageError."""
+def read_tensors(path: Path, check: Callable[[dict[str, Tensor]], None] | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file into memory; nothing in it is executed. Raises StorageError.
+
+    `check` sees names, types and shapes before any value is read, and may raise.
+    """
     if not path.is_file():
         raise StorageError(f"{path}: no such file, expected safetensors")
     try:
-        return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError, ValueError, KeyError) as error:
-        raise StorageError(
-            f"{path}: is not a complete safetensors file: {error}", "it may be truncated; copy it again"
-        ) from error
+        file = path.open("rb")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    with file:
+        try:
+            mapped = safetensors.torch.load_file(path)  # checks the header against the file's size
+        except (safetensors.SafetensorError, OSError, ValueError, KeyError, RuntimeError) as error:
+            raise StorageError(
+                f"{path}: is not a complete safetensors file: {error}", "it may be truncated; copy it again"
+            ) from error
+        if check:
+            check(mapped)
+        try:
+            return _in_memory(file, mapped)
+        except (OSError, ValueError, KeyError) as error:
+            raise StorageError(f"{path}: changed while it was read: {error}", "run again once it is whole") from error
+
+
+def _in_memory(file: BufferedReader, mapped: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors out of the file itself. A map shows whatever becomes of a file, or kills who reads a cut one."""
+    before = os.fstat(file.fileno())
+    length = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(min(length, before.st_size)))
+    tensors = {}
+    for name, like in mapped.items():
+        start, _ = header[name]["data_offsets"]
+        tensors[name] = torch.empty(like.shape, dtype=like.dtype)
+        view = memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        file.seek(8 + length + start)
+        if file.readinto(view) != len(view):
+            raise ValueError(f"it ends within {name}")
+    after = os.fstat(file.fileno())
+    if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise ValueError("somebody writes it")
+    return tensors
 
 
 def refuse_non_finite(tensors: Mapping[str, Tensor], where: Path | str) -> None:
@@ -186,15 +212,6 @@ def _named(target: Path) -> Iterator[None]:
         raise StorageError(f"{target}: cannot be written: {error}") from error
 
 
-def _remove(folder: Path) -> None:
-    """Remove a folder of ours, also if Ctrl-C comes while it is being removed."""
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except KeyboardInterrupt:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
 def _flush(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -210,14 +227,14 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     elif target.is_dir() and not any(target.iterdir()):
         temporary.replace(target)
     elif not _exchange(temporary, target):
-        old = temporary.with_name(temporary.name + "-old")
+        old = set_aside(temporary)
         target.rename(old)
         try:
             temporary.rename(target)
         except OSError:
             old.rename(target)
             raise
-        _remove(old)
+        remove(old)
     _flush(target.absolute().parent)
 
 

@@ -725,22 +725,89 @@ def test_traceback_only_on_request(vaeprune, monkeypatch, rows):
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    "raised",
     [
-        (MemoryError(), "not enough memory; take fewer rows or a smaller network"),
-        (ZeroDivisionError("by\nzero"), r"ZeroDivisionError: by\nzero; this is a bug; VAEPRUNE_DEBUG=1 shows the"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
     ],
-    ids=["memory", "bug"],
+    ids=["python", "torch"],
 )
-def test_the_unexpected_is_one_line_too(vaeprune, idle_model, rows, monkeypatch, raised, told):
-    def fail(*_, **__):
-        raise raised
-
-    monkeypatch.setattr("vaeprune.analysis.analyze", fail)
+def test_too_little_memory_is_one_line(vaeprune, idle_model, rows, monkeypatch, raised):
+    monkeypatch.setattr("vaeprune.analysis.analyze", raising(raised))
     ran = vaeprune("analyze", idle_model, "--data", rows)
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err == "vaeprune: error: not enough memory; take fewer rows or a smaller network\n"
+
+
+def test_an_error_of_the_operating_system_names_its_file(vaeprune, idle_model, rows, monkeypatch):
+    error = PermissionError(13, "Permission denied", "some/e\x1b[31mvil")
+    monkeypatch.setattr("vaeprune.analysis.analyze", raising(error))
+    ran = vaeprune("analyze", idle_model, "--data", rows)
+    assert (ran.code, ran.err) == (2, "vaeprune: error: some/e\\x1b[31mvil: Permission denied\n")
+
+
+def raising(error: BaseException):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+@pytest.fixture
+def unexpected(vaeprune, idle_model, rows, tmp_path, monkeypatch):
+    """Run a command in which something breaks that nobody thought of."""
+    spare = tmp_path / "tmp"
+    spare.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(spare))
+    monkeypatch.setenv("SOME_TOKEN", "hunter2")
+
+    def run(*words):
+        secret = "hunter2"
+        monkeypatch.setattr("vaeprune.analysis.analyze", raising(ZeroDivisionError("by\nzero")))
+        ran = vaeprune("analyze", idle_model, "--data", rows, *words)
+        assert secret
+        return ran, sorted(spare.iterdir())
+
+    return run
+
+
+def test_the_unexpected_is_one_line_and_its_traceback_a_file_beside_no_model(unexpected, idle_model, desk, contents_of):
+    before = contents_of(idle_model)
+    ran, (kept,) = unexpected("--json")
     assert ran.code == 2
-    assert ran.err.startswith(f"vaeprune: error: {told}")
-    assert len(ran.err.splitlines()) == 1
+    told = (
+        f"ZeroDivisionError: by\\nzero; this is a bug: please report it with its traceback, {kept} (look it over first)"
+    )
+    assert ran.err == f"vaeprune: error: {told}\n"
+    assert ran.json["error"]["type"] == "UnexpectedError"
+    assert contents_of(idle_model) == before
+    assert list(desk.iterdir()) == []
+
+
+def test_a_kept_traceback_says_where_and_with_which_versions_and_no_value_of_any_variable(unexpected):
+    _, (kept,) = unexpected()
+    text = kept.read_text()
+    assert "Traceback (most recent call last):" in text
+    assert text.rstrip().endswith("ZeroDivisionError: by\nzero")
+    assert text.startswith("vaeprune 0.1.0, Python 3.")
+    assert f"torch {torch.__version__.partition('+')[0]}" in text
+    assert "hunter2" not in text
+    assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_the_traceback_is_shown_on_request(unexpected, monkeypatch):
+    monkeypatch.setenv("VAEPRUNE_DEBUG", "1")
+    ran, _ = unexpected()
+    assert ran.err.startswith("Traceback (most recent call last):")
+    assert ran.err.splitlines()[-1].startswith("vaeprune: error: ZeroDivisionError: by\\nzero; this is a bug: ")
+
+
+def test_without_a_folder_for_temporary_files_none_is_kept(unexpected, desk, monkeypatch):
+    """Python then offers the working folder, which may be a model's."""
+    monkeypatch.setattr("tempfile.tempdir", str(desk))
+    ran, kept = unexpected()
+    assert ran.err.endswith("this is a bug: please report it with the traceback that VAEPRUNE_DEBUG=1 shows\n")
+    assert (kept, list(desk.iterdir())) == ([], [])
 
 
 @pytest.mark.parametrize("command", ["analyze", "shrink", "encode"])

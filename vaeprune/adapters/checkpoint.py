@@ -27,6 +27,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise StorageError(f"{path}: no such file, expected a checkpoint")
     if path.suffix == ".safetensors":
         return read_tensors(path)
+    _refuse_compressed(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -37,6 +38,21 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise StorageError(f"{path}: is not a readable checkpoint: {_first_line(error)}") from error
     return unwrapped(found, path)
+
+
+def _refuse_compressed(path: Path) -> None:
+    """torch never compresses what it saves, so a file that expands was made to. Raises StorageError."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            expanded = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
+        raise StorageError(f"{path}: is not a readable checkpoint: {error}") from error
+    if expanded > path.stat().st_size:
+        raise StorageError(
+            f"{path}: its {path.stat().st_size:,} bytes expand to {expanded:,}, expected a file as torch.save writes it"
+        )
 
 
 def unwrapped(found: Any, path: Path) -> dict[str, Tensor]:

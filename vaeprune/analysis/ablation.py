@@ -15,6 +15,7 @@ from vaeprune.adapters import batches_for
 from vaeprune.adapters.measuring import batch_rows
 from vaeprune.analysis.latents import Interval, interval, quantile
 from vaeprune.data import MemoryRows, Rows
+from vaeprune.errors import DataError
 from vaeprune.posterior import VAE
 
 _MOST_ROWS = 256
@@ -46,7 +47,8 @@ def reactions(
     """The reaction to fixing each set of latents at `constants` (D,), over all `rows`.
 
     Call it inside `measuring(vae)`. One encoding serves all sets; decodings are batched across sets. Of several ranks
-    each takes every so many batches, with the noise that one rank would give them; all get the same result.
+    each takes every so many batches, with the noise that one rank would give them; all get the same result. Raises
+    DataError where the decoder, or the likelihood of what it gives, overflows.
     """
     if not sets:
         return []
@@ -128,6 +130,12 @@ class _Running:
         return both
 
     def results(self) -> list[Reaction]:
+        """Of each set. Raises DataError where a decoded value, or what it costs, was NaN or infinite."""
+        if not (torch.isfinite(self.mean).all() and torch.isfinite(self.squares).all()):
+            raise DataError(
+                "decoder: its output, or the nats of a row, are NaN or infinite",
+                "check the weights and the range of the data",
+            )
         span = max(self.high - self.low, 1e-12)
         error = (self.squares / max(self.rows - 1, 1) / self.rows).sqrt()
         t = quantile(self.rows)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vaeprune.data.sources import refuse_bomb
 from vaeprune.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+
+_MOST_PIXELS = 1 << 24  # of one picture; a small file may expand to many
 
 
 def load_images(folder: Path) -> Tensor:
@@ -23,6 +28,7 @@ def load_images(folder: Path) -> Tensor:
     if not paths:
         raise DataError(f"{folder}: holds no pictures, expected {', '.join(sorted(SUFFIXES))}")
     first = _read(paths[0])
+    refuse_bomb(str(folder), sum(path.stat().st_size for path in paths), len(paths) * first.nbytes)
     pixels = np.empty((len(paths), *first.shape), np.uint8)
     for i, path in enumerate(paths):
         picture = _read(path)
@@ -37,18 +43,28 @@ def load_images(folder: Path) -> Tensor:
     return torch.from_numpy(pixels[..., :1] if grey else pixels).permute(0, 3, 1, 2).contiguous()
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _read(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     from PIL import Image, UnidentifiedImageError  # most data are no pictures
 
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # palettes with transparency: the colours are right all the same
+        # palettes with transparency: the colours are right all the same; large pictures are refused here
+        with _without_warnings(), Image.open(path) as image:
+            if image.width * image.height > _MOST_PIXELS:
+                raise DataError(
+                    f"{path}: is {image.width}x{image.height} pixels, expected at most {_MOST_PIXELS:,} in all",
+                    "resize the pictures first",
+                )
             if image.mode.startswith("I") or image.mode == "F":  # more than 8 bits: convert() would cut them off
                 wide = np.asarray(image)
                 high = 65535 if wide.dtype.kind in "iu" else 1
-                if wide.min() < 0 or wide.max() > high:
+                if not (wide.min() >= 0 and wide.max() <= high):
                     raise DataError(f"{path}: has values in [{wide.min()}, {wide.max()}], expected [0, {high}]")
                 grey = (wide.astype(np.float64) * (255 / high)).round().astype(np.uint8)
                 return np.repeat(grey[..., None], 3, axis=2)

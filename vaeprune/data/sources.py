@@ -24,6 +24,8 @@ Block = tuple[NDArray[Any], ...]  # rows, then the conditions that belong to the
 LARGEST_BATCH = 4096
 _BLOCK_BYTES = 4 << 20
 _MAX_HEADER = 10_000
+_MOST_ROW_BYTES = 1 << 30  # a row is held in memory, several times over
+_FREE_BYTES, _MOST_FOLD = 1 << 30, 500  # what expands to more than the one may do so this many times; dSprites: 115
 ROW_NAMES = ("x", "image", "images", "img", "pixel_values", "data", "input", "inputs", "features")
 _DAMAGED = (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
@@ -97,6 +99,9 @@ class FileSource:
         elif not shape:
             raise DataError(f"{self.name}: {member} is a single number, expected one for each row")
         self.count, self.row_shape = shape[0], shape[1:]
+        row_bytes = math.prod(self.row_shape) * self.dtype.itemsize
+        if row_bytes > _MOST_ROW_BYTES:
+            raise DataError(f"{self.name}: has rows of {row_bytes:,} bytes, expected at most {_MOST_ROW_BYTES:,}")
         available = self._size() - position
         wanted = math.prod(shape) * self.dtype.itemsize
         if available < wanted:
@@ -168,7 +173,9 @@ class FileSource:
         if self._member is None:
             return self.path.stat().st_size
         with zipfile.ZipFile(self.path) as archive:
-            return archive.getinfo(self._member).file_size
+            member = archive.getinfo(self._member)
+        refuse_bomb(self.name, member.compress_size, member.file_size)
+        return member.file_size
 
 
 def as_array(value: NDArray[Any] | Tensor) -> NDArray[Any]:
@@ -207,6 +214,15 @@ def readable_dtype(block: NDArray[Any]) -> NDArray[Any]:
         return block.astype(np.float32)
     block = block.astype(block.dtype.newbyteorder("="), copy=False)
     return block if block.flags.writeable and min(block.strides, default=0) >= 0 else block.copy()
+
+
+def refuse_bomb(name: str, stored: int, expanded: int) -> None:
+    """Raise DataError where a small file becomes a huge array. Real ones shrink up to a hundredfold."""
+    if expanded > _FREE_BYTES and expanded > _MOST_FOLD * stored:
+        raise DataError(
+            f"{name}: its {stored:,} bytes expand to {expanded:,}, expected at most {_MOST_FOLD} times as many",
+            "if they are meant, save them uncompressed, as .npy",
+        )
 
 
 def rows_per_block(row_bytes: int) -> int:

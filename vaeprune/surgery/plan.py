@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vaeprune.errors import PlanError, StorageError
 from vaeprune.storage import read_json, read_tensors, write_json, write_tensors
+from vaeprune.unreplaced import unreplaced
 
 FORMAT = 2
 PLAN, NUMBERS = "plan.json", "plan.safetensors"
@@ -196,6 +197,11 @@ def write_plan(plan: Plan, folder: Path) -> None:
 def read_plan(path: Path) -> Plan:
     """Read a plan from plan.json or the folder that holds it. Raises PlanError or StorageError."""
     path = path / PLAN if path.is_dir() else path
+    with unreplaced(path.parent):
+        return _read(path)
+
+
+def _read(path: Path) -> Plan:
     entry = read_json(path, "plan")
     numbers = path.with_name(NUMBERS)
     try:
