@@ -27,6 +27,7 @@ from vaeprune.evidence import Error, Evidence, Exact, Gate, Sampling, Tolerances
 from vaeprune.onnx_export import OnnxErrors, export_onnx
 from vaeprune.posterior import VAE
 from vaeprune.surgery.cut import cut
+from vaeprune.surgery.firing import Fired
 from vaeprune.surgery.plan import Plan
 from vaeprune.verification import verify
 
@@ -430,6 +431,7 @@ EVIDENCE = Evidence(
         EVIDENCE,
         dataclasses.replace(EVIDENCE, exact=None, prior_samples=None, onnx=None),
         dataclasses.replace(EVIDENCE, exact=Exact(1e-7, 2e-7, None)),
+        dataclasses.replace(EVIDENCE, fired=(Fired("encoder.0.weight", 3, 1, 0.05, math.inf),)),
         dataclasses.replace(
             EVIDENCE,
             sampling=Sampling(math.inf, (-math.inf, math.inf)),
@@ -437,7 +439,7 @@ EVIDENCE = Evidence(
             gates=(Gate(ELBO, math.inf, 0.1),),
         ),
     ],
-    ids=["all", "what was not measured", "no float64", "infinities"],
+    ids=["all", "what was not measured", "no float64", "a channel that fired", "infinities"],
 )
 def test_evidence_survives_json(evidence: Evidence) -> None:
     assert Evidence.from_json(json.loads(json.dumps(evidence.to_json(), allow_nan=False))) == evidence

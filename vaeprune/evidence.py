@@ -199,4 +199,4 @@ def _finite(value: Any) -> Any:
 
 
 def _infinite(value: Any) -> Any:
-    return float(value) if isinstance(value, str) else value
+    return float(value) if value in ("inf", "-inf", "nan") else value
