@@ -18,7 +18,7 @@ from vaeprune.data import as_data
 from vaeprune.errors import PlanError, UsageError, VerificationFailed
 from vaeprune.evidence import Evidence, Tolerances
 from vaeprune.model_folder import load
-from vaeprune.recovering import Recovery, deepest_within
+from vaeprune.recovering import Recovery, Tried, deepest_within, next_price
 from vaeprune.shrinking import Shrunk, Wanted, shrink
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.plan import Plan, read_plan
@@ -187,6 +187,25 @@ def test_the_weights_are_not_those_of_the_plan(recovered: Shrunk) -> None:
     assert plain.keys() == tuned.keys()
     assert all(plain[key].shape == tuned[key].shape for key in plain)
     assert not any(torch.equal(plain[key], tuned[key]) for key in plain if key.endswith("weight"))
+
+
+@pytest.mark.parametrize(
+    ("within", "beyond", "price"),
+    [
+        (Tried(3.0, 0.5), None, 6.0),  # further on, as if the loss grew with the price
+        (Tried(3.0, 0.01), None, 9.0),  # but no more than three times as deep
+        (Tried(1.0), Tried(4.0, 1.3), 2.0),  # the cut without recovery was not measured with it
+        (Tried(2.0, 0.7), Tried(4.0, 1.3), 3.0),  # on the line between both
+        (Tried(2.0, 0.7), Tried(4.0, math.inf), 8**0.5),
+        (Tried(2.0, 0.999), Tried(4.0, 1.3), 2.14),  # no closer than a training is worth
+        (Tried(2.0, 0.7), Tried(2.1, 1.3), None),
+    ],
+)
+def test_the_next_cut_to_try_lies_where_the_loss_should_meet_the_budget(
+    within: Tried, beyond: Tried | None, price: float | None
+) -> None:
+    found = next_price(within, beyond, 1.0)
+    assert found == (price if price is None else pytest.approx(price))
 
 
 def test_latents_alone_can_be_recovered() -> None:

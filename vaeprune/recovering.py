@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,22 +68,45 @@ def deepest_within(
     plain = made.within(budget, aim, factorize, progress)
     if recovery is None or not recovery.epochs or plain is None or plain.scope != "budget":
         return plain
-    best, within, beyond = plain, budget, None
-    price = budget * _DEEPER
+    best, within, beyond = plain, Tried(budget), None
+    price: float | None = budget * _DEEPER
     for _ in range(_TRIES):
-        deeper = made.within(price, aim, factorize, progress)
-        if deeper is None:
+        deeper = made.within(price, aim, factorize, progress) if price else None
+        if price is None or deeper is None:
             break
-        loss = recovery.loss(deeper)
-        if loss <= budget:
-            best, within = deeper, price
+        tried = Tried(price, recovery.loss(deeper))
+        if tried.loss <= budget:
+            best, within = deeper, tried
         else:
-            beyond = price
-        low, high = within * _STEP, (beyond / _STEP if beyond else price * _DEEPER)
-        if low >= high:
-            break
-        price = min(max(price * budget / max(loss, budget / _DEEPER), low), high)  # as if loss grew with the price
+            beyond = tried
+        price = next_price(within, beyond, budget)
     return _for(best, budget)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A cut as deep as `price` allows without recovery, and what it loses with it; NaN where that was not measured."""
+
+    price: float
+    loss: float = math.nan
+
+
+def next_price(within: Tried, beyond: Tried | None, budget: float) -> float | None:
+    """How deep to cut next, between the deepest that was within the budget and what was not; None if that is no use.
+
+    Where both are measured, as if the loss were a line between them: recovery regains part of it whatever the depth, so
+    the line does not go through 0. Where one is not, halfway in the logarithm; while all was within, further on.
+    """
+    low = within.price * _STEP
+    if beyond is None:
+        return min(max(within.price * budget / max(within.loss, budget / _DEEPER), low), within.price * _DEEPER)
+    high = beyond.price / _STEP
+    if low >= high:
+        return None
+    if math.isnan(within.loss) or not math.isfinite(beyond.loss):
+        return math.sqrt(within.price * beyond.price)
+    share = (budget - within.loss) / (beyond.loss - within.loss)
+    return min(max(within.price + share * (beyond.price - within.price), low), high)
 
 
 def _for(made: Plan, budget: float) -> Plan:
