@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.timing import Times
 
-KEPT = Path("build/benchmarks.json")
+KEPT = Path("out/benchmarks/figures.json")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from benchmarks.own_vae import OwnVAE
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
 
@@ -32,7 +33,7 @@ class Truth:
     marginal: str
 
 
-class PlantedVAE(nn.Module):
+class PlantedVAE(OwnVAE):
     """The protocol and nothing more."""
 
     input_shape = (OUTPUTS,)
@@ -51,14 +52,6 @@ class PlantedVAE(nn.Module):
     def latent_size(self) -> int:
         return len(self.sigma2)
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (self.latent_size,)
-
-    @property
-    def network(self) -> nn.Module:
-        return self
-
     def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
         u = (torch.sinh(x) if self.bent else x) @ self.rotation
         mean = u @ self.read + self.offset
@@ -67,9 +60,6 @@ class PlantedVAE(nn.Module):
     def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
         x = z @ self.write @ self.rotation.T
         return torch.asinh(x) if self.bent else x
-
-    def decode(self, z: Tensor, *condition: Tensor) -> Tensor:
-        return self.decode_parameters(z)
 
 
 def planted(latents: int, rows: int, seed: int) -> tuple[PlantedVAE, Tensor, list[Truth]]:

@@ -15,12 +15,13 @@ import torch
 
 import vaeprune
 from benchmarks.structured_pruning import IMPORTANCES, pruned_to
-from benchmarks.trained_networks import Network, held_out, weights
+from benchmarks.trained_networks import Network, held_out
 from vaeprune import cut, shrink
 from vaeprune.adapters import AdaptedVAE
 from vaeprune.architectures import BuiltVAE, build, initialise
 from vaeprune.data import MemoryRows, open_data
 from vaeprune.errors import VerificationFailed
+from vaeprune.posterior import count_weights
 from vaeprune.recovery import in_memory, recover
 from vaeprune.training import train
 from vaeprune.verification import elbo_difference
@@ -129,8 +130,8 @@ class Bench:
         reference = self.trained_on if column.recovered else self.model
         loss = elbo_difference(reference, smaller, self.rows, latents)
         return {
-            "weights": weights(smaller),
-            "times": weights(self.model) / weights(smaller),
+            "weights": count_weights(smaller),
+            "times": count_weights(self.model) / count_weights(smaller),
             "loss": loss.elbo_difference,
             "ci95": list(loss.ci95),
             "seconds": time.perf_counter() - start,

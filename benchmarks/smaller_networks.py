@@ -62,13 +62,13 @@ def table() -> None:
 def _measure(bench: Bench, kept: Kept) -> None:
     key = bench.network.key
     for column in COLUMNS:
-        ours = _once(kept, (key, column.title), LIBRARY, lambda column=column: bench.ours(column))  # type: ignore[misc]
+        ours = _once(kept, (key, column.title), LIBRARY, lambda column=column: bench.ours(column))
         if PRUNED in column.opponents and version() is not None:
             name, at = f"{column.title}, {PRUNED}", f"{version()}, {ours['weights']}, {ours['kept_latents']}"
-            _once(kept, (key, name), at, lambda ours=ours, column=column: bench.torch_pruning(column, ours))  # type: ignore[misc]
+            _once(kept, (key, name), at, lambda ours=ours, column=column: bench.torch_pruning(column, ours))
         if SCRATCH in column.opponents and os.environ.get(WITH_SCRATCH):
             name, at = f"{column.title}, {SCRATCH}", f"{ours['architecture']}"
-            _once(kept, (key, name), at, lambda ours=ours, column=column: bench.from_scratch(column, ours))  # type: ignore[misc]
+            _once(kept, (key, name), at, lambda ours=ours, column=column: bench.from_scratch(column, ours))
 
 
 def _once(kept: Kept, where: tuple[str, str], mark: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -16,11 +16,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from benchmarks.trained_networks import weights
 from vaeprune.architectures import BuiltVAE
 from vaeprune.architectures.convolutional import SameConvTranspose2d, same_padding
 from vaeprune.data import MemoryRows
-from vaeprune.posterior import negative_elbo
+from vaeprune.posterior import count_weights, negative_elbo
 
 IMPORTANCES = ("group L2 norm", "Taylor")
 SPARE = 1.01  # it may keep so much more than asked for
@@ -82,7 +81,7 @@ def pruned_to(vae: BuiltVAE, most: int, importance: str, rows: MemoryRows) -> Bu
     for _ in range(_BISECTIONS):
         ratio = (low + high) / 2
         found = _pruned(vae, ratio, importance, gradients)
-        if weights(found) <= SPARE * most:
+        if count_weights(found) <= SPARE * most:
             best, high = found, ratio
         else:
             low = ratio
@@ -135,5 +134,5 @@ def _gradients(vae: BuiltVAE, rows: MemoryRows) -> dict[str, Tensor]:
         x = rows.take(part)[0].view(-1, *vae.input_shape)
         posterior = twin.encode(x)
         z = posterior.sample(torch.randn(posterior.mean.shape, generator=generator))
-        (negative_elbo(twin, x, z, posterior).sum() / len(chosen)).backward()  # type: ignore[no-untyped-call]
+        (negative_elbo(twin, x, z, posterior).sum() / len(chosen)).backward()
     return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}

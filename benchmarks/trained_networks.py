@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from vaeprune import load
-from vaeprune.adapters import AdaptedVAE
 from vaeprune.architectures import BuiltVAE
 from vaeprune.data import DataSets, MemoryRows
 from vaeprune.model_folder import read_model_folder
@@ -72,8 +71,3 @@ def held_out(sets: DataSets) -> MemoryRows:
     parts = zip(sets.select.tensors, sets.verify.tensors, strict=True)
     span = sets.select.scaled_to or (0.0, 1.0)
     return MemoryRows(f"{sets.name}, held out", *(torch.cat(pair) for pair in parts), span=span)
-
-
-def weights(model: BuiltVAE | AdaptedVAE) -> int:
-    """All numbers in float tensors of the state dict, as `vaeprune.shrink` counts them."""
-    return sum(tensor.numel() for tensor in model.network.state_dict().values() if tensor.is_floating_point())

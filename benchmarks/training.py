@@ -56,7 +56,7 @@ def pythae_epoch(vae: BuiltVAE, x: Tensor) -> Callable[[], None] | None:
     except ImportError:
         return None
 
-    class Encoder(BaseEncoder):  # type: ignore[misc]
+    class Encoder(BaseEncoder):
         def __init__(self) -> None:
             super().__init__()
             self.vae = vae
@@ -65,7 +65,7 @@ def pythae_epoch(vae: BuiltVAE, x: Tensor) -> Callable[[], None] | None:
             mean, logvar = self.vae.encode(x)
             return ModelOutput(embedding=mean, log_covariance=logvar)
 
-    class Decoder(BaseDecoder):  # type: ignore[misc]
+    class Decoder(BaseDecoder):
         def __init__(self) -> None:
             super().__init__()
             self.vae = vae

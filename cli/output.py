@@ -107,28 +107,8 @@ def reporting(bar: Progress) -> Callable[[str, int, int | None], None]:
 
 def print_analysis(analysis: Analysis, title: str) -> None:
     """Table I of the paper for this model, with intervals, ablation and verdicts, then the advice."""
-    from rich.table import Table
-    from rich.text import Text
-
     show(title)
-    table = Table(box=None, pad_edge=False)
-    for name in ("no.", "variance", "± 95%", "mean σ²", "sum", "KL nats", "ablation nats", "noise"):
-        table.add_column(name, justify="right")
-    table.add_column("verdict")
-    for latent in analysis.latents:
-        half = (latent.variance_ci95[1] - latent.variance_ci95[0]) / 2
-        table.add_row(
-            str(latent.index),
-            f"{latent.variance:.3g}",
-            f"{half:.1g}",
-            f"{latent.posterior_variance:.4f}",
-            f"{latent.variance_law:.3f}",
-            f"{latent.kl:.3f}",
-            "" if latent.ablation_cost is None else f"{latent.ablation_cost:.4f}",
-            "" if latent.noise_reaction is None else f"{latent.noise_reaction:.2%}",
-            Text(latent.verdict, style=_COLOURS[latent.verdict]) + Text(f"  {latent.reason}" if latent.reason else ""),
-        )
-    stdout().print(table)
+    _print_latents(analysis)
     joint = ""
     if analysis.joint_ablation_cost is not None:
         joint = f"; fixing all inactive ones at once costs {analysis.joint_ablation_cost:.4f} nats"
@@ -149,6 +129,31 @@ def print_analysis(analysis: Analysis, title: str) -> None:
     show(f"\nadvice: {analysis.advice.action}: {analysis.advice.reason}")
     if analysis.advice.command:
         show(f"    {analysis.advice.command}")
+
+
+def _print_latents(analysis: Analysis) -> None:
+    """One row a latent."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("no.", "variance", "± 95%", "mean σ²", "sum", "KL nats", "ablation nats", "noise"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for latent in analysis.latents:
+        half = (latent.variance_ci95[1] - latent.variance_ci95[0]) / 2
+        table.add_row(
+            str(latent.index),
+            f"{latent.variance:.3g}",
+            f"{half:.1g}",
+            f"{latent.posterior_variance:.4f}",
+            f"{latent.variance_law:.3f}",
+            f"{latent.kl:.3f}",
+            "" if latent.ablation_cost is None else f"{latent.ablation_cost:.4f}",
+            "" if latent.noise_reaction is None else f"{latent.noise_reaction:.2%}",
+            Text(latent.verdict, style=_COLOURS[latent.verdict]) + Text(f"  {latent.reason}" if latent.reason else ""),
+        )
+    stdout().print(table)
 
 
 def _print_criteria(criteria: Criteria) -> None:

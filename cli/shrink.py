@@ -25,6 +25,7 @@ from .output import (
     show,
     training_progress,
 )
+from .values import integers
 
 if TYPE_CHECKING:
     from vaeprune.shrinking import Shrunk
@@ -77,8 +78,8 @@ class Cut:
             "factorize": self.factorize,
             "recover_epochs": self.recover_epochs,
             "fair": self.fair,
-            "keep": o.integers(self.keep, "--keep"),
-            "remove": o.integers(self.remove, "--remove"),
+            "keep": integers(self.keep, "--keep"),
+            "remove": integers(self.remove, "--remove"),
         }
 
 

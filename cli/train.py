@@ -16,6 +16,7 @@ from .as_rank import several
 from .output import note, print_json, show
 from .train_auto import train_auto
 from .training_display import training_display
+from .values import integers
 
 if TYPE_CHECKING:
     from vaeprune.training import Trained
@@ -128,7 +129,7 @@ def train(
     if out is None:
         raise UsageError("--out: is missing", "name the model folder to write")
     wished: dict[str, Any] = {
-        "data": data, "architecture": arch, "hidden": tuple(o.integers(hidden, "--hidden")) if hidden else None,
+        "data": data, "architecture": arch, "hidden": tuple(integers(hidden, "--hidden")) if hidden else None,
         "latent": _size(latent), "likelihood": likelihood, "scale": scale, "kl": kl, "beta": beta, "sampling": sampling,
         "initialisation": init, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "trace_every": trace_every, "seed": seed, "rows": rows, "bf16": bf16, "compiled": compiled,

@@ -9,6 +9,7 @@ import typer
 from . import options as o
 from .drawing import Drawing, Model
 from .groups import takes
+from .values import integers
 
 
 @takes(o.Reading, Drawing)
@@ -33,7 +34,7 @@ def traverse(
     from vaeprune.report.pictures import conditions, rows_to_draw, start_of, traversals
     from vaeprune.report.sheets import traversals_sheet
 
-    chosen = o.integers(latents, "--latents")
+    chosen = integers(latents, "--latents")
     opened = drawing.open(model, reading, needs_rows=not from_prior)
     vae = opened.sides.models.before
     dtype, device = element_type(vae)

@@ -20,7 +20,7 @@ from vaeprune.data import DataSets, as_data
 from vaeprune.errors import ModelError, StorageError, TrainingError, UsageError
 from vaeprune.grown_card import grown_card
 from vaeprune.model_folder import ModelFolder, read_model_folder, write_model_folder
-from vaeprune.posterior import VAE
+from vaeprune.posterior import VAE, count_weights
 from vaeprune.storage import refuse_existing
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.inserting import widening_for
@@ -130,7 +130,7 @@ def grow(
     preserved = _preserved(vae, wider, widening, sets)
     if not preserved.passed:
         raise ModelError(f"wider model: does not compute the same: {preserved}", "nothing was written; this is a bug")
-    grown = Grown(wider, widening, preserved, warm_up, (_parameters(vae), _parameters(wider)))
+    grown = Grown(wider, widening, preserved, warm_up, (count_weights(vae), count_weights(wider)))
     folder, why = _continued(known, wider, widening, warm_up)
     grown = dataclasses.replace(grown, resumable=why, history=folder.history, state=folder.state)
     if target is None:
@@ -151,10 +151,6 @@ def refuse_size(vae: VAE, latent_size: int) -> None:
             f"latent: got {latent_size}, which is more than the {values} values of a row can use",
             f"take at most {max(values // positions, 1)}; twice {vae.latent_size} is a usual next step",
         )
-
-
-def _parameters(vae: VAE) -> int:
-    return sum(p.numel() for p in vae.network.parameters())
 
 
 def _known(model: object) -> ModelFolder | None:

@@ -85,7 +85,6 @@ class OversizedTrainings:
         """
         while True:
             kept = seeds[0]
-            poorer: list[Oversized] = []
             if self._tell_apart(seeds, size):
                 kept, poorer = self._best(seeds, size)
                 yield from poorer

@@ -88,3 +88,9 @@ class VAE(Protocol):
     def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
         """What the decoder computes before the likelihood makes a mean of it: logits, or the mean."""
         ...
+
+
+def count_weights(vae: VAE) -> int:
+    """Number of weights, BatchNorm's running statistics included (as Keras counts them)."""
+    tensors = vae.network.state_dict().values()
+    return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())

@@ -71,7 +71,7 @@ def deepest_within(
     best, within, beyond = plain, Tried(budget), None
     price: float | None = budget * _DEEPER
     for _ in range(_TRIES):
-        deeper = made.within(price, aim, factorize, progress) if price else None
+        deeper = None if price is None else made.within(price, aim, factorize, progress)
         if price is None or deeper is None:
             break
         tried = Tried(price, recovery.loss(deeper))

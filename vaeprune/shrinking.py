@@ -23,7 +23,7 @@ from vaeprune.errors import ModelError, UsageError, VerificationFailed
 from vaeprune.evidence import Evidence, Tolerances
 from vaeprune.model_folder import CARD, ModelFolder, write_model_folder
 from vaeprune.onnx_export import export_onnx
-from vaeprune.posterior import VAE
+from vaeprune.posterior import VAE, count_weights
 from vaeprune.recovering import Recovery, Step, deepest_within
 from vaeprune.shrunk_card import shrunk_card
 from vaeprune.storage import refuse_existing, write_json
@@ -292,9 +292,3 @@ def _missed(evidence: Evidence) -> str:
         f"the best that was found loses {(evidence.fair or evidence.sampling).elbo_difference:.3g} nats on the rows "
         "that judge, which are others than those that chose: ask for another --budget, or give more rows"
     )
-
-
-def count_weights(model: VAE) -> int:
-    """Number of weights, BatchNorm's running statistics included (as Keras counts them)."""
-    tensors = model.network.state_dict().values()
-    return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())

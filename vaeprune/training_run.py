@@ -18,6 +18,7 @@ from vaeprune.data import MemoryRows, training_images
 from vaeprune.errors import StorageError, TrainingError, UsageError, one_line
 from vaeprune.likelihood import Kind, Likelihood, Output
 from vaeprune.model_folder import ModelFolder, describe, read_model_folder, write_model_folder
+from vaeprune.posterior import count_weights
 from vaeprune.storage import refuse_existing, refuse_foreign_folder
 from vaeprune.training import Growth, History, Objective, Options, Trained, train
 from vaeprune.training.growth import came_alive
@@ -223,7 +224,7 @@ def _run(
 def trained_card(model: ModelFolder, recipe: Recipe, out: Path) -> str:
     """The README.md of a freshly trained model."""
     last = model.history.epochs[-1]
-    weights = sum(p.numel() for p in model.vae.parameters())
+    weights = count_weights(model.vae)
     grown = came_alive(model.training, last)
     return f"""# A VAE of {one_line(recipe.data)}
 

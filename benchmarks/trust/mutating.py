@@ -166,7 +166,7 @@ def _last(node: ast.AST) -> int:
     """The last line that decides whether a test reaches it: of a condition, not of all that hangs on it."""
     if isinstance(node, ast.If):
         return node.test.end_lineno or node.lineno
-    return getattr(node, "end_lineno", None) or node.lineno  # type: ignore[attr-defined]
+    return getattr(node, "end_lineno", None) or node.lineno
 
 
 def _words(node: ast.AST) -> str:

@@ -54,6 +54,25 @@ class Boobytrap:
         return Path.touch, (self.canary,)
 
 
+_DESCR = (
+    "<f4",
+    "<f4",
+    ">f8",
+    "<f2",
+    "|u1",
+    "|b1",
+    "|O",
+    "<U7",
+    "<c8",
+    "<M8[s]",
+    "<i8",
+    "<f16",
+    "V12",
+    "x",
+    [("a", "<f4")],
+)
+
+
 def bytes_changed(rng: random.Random, content: bytes) -> bytes:
     """Some bytes flipped, dropped, doubled or put in, or the end cut off."""
     content = bytearray(content)
@@ -195,53 +214,9 @@ def npy_changed(rng: random.Random, rows: np.ndarray[Any, Any], canary: Path) ->
     how = rng.randrange(8)
     if how == 0:
         return pickled(rng, canary)
-    out = io.BytesIO()
     if how < 4:
-        descr = rng.choice(
-            (
-                "<f4",
-                "<f4",
-                ">f8",
-                "<f2",
-                "|u1",
-                "|b1",
-                "|O",
-                "<U7",
-                "<c8",
-                "<M8[s]",
-                "<i8",
-                "<f16",
-                "V12",
-                "x",
-                [("a", "<f4")],
-            )
-        )
-        shape = rng.choice(
-            (
-                rows.shape,
-                (len(rows), 2**40),
-                (2**62, 4),
-                (-1, 12),
-                (),
-                (0, 12),
-                (200, 0),
-                (200,),
-                (3, 4, 5, 6),
-                ("a",),
-                (2.5, 3),
-            )
-        )
-        entry = {"descr": descr, "fortran_order": rng.choice((False, False, True, 2)), "shape": shape}
-        text = (
-            repr(entry)
-            if rng.random() < 0.8
-            else rng.choice(("", "[" * 5000, "__import__('os').abort()", repr(entry)[:-1], "{}"))
-        )
-        text = text.encode()
-        version = rng.choice((1, 1, 2, 3, 9))
-        size = struct.pack("<H" if version == 1 else "<I", rng.choice((len(text), len(text), 0, 65535)))
-        return b"\x93NUMPY" + bytes((version, 0)) + size + text + rows.tobytes()
-    values = rows.copy()
+        return _npy_header_changed(rng, rows)
+    out, values = io.BytesIO(), rows.copy()
     if how < 6:
         at = rng.randrange(values.size)
         values.flat[at :: rng.choice((1, 7, 10**9))] = rng.choice((np.nan, np.inf, -np.inf, 1e30, -1, 1e-40, 2))
@@ -249,6 +224,23 @@ def npy_changed(rng: random.Random, rows: np.ndarray[Any, Any], canary: Path) ->
         return out.getvalue()
     np.save(out, values)
     return bytes_changed(rng, out.getvalue())
+
+
+def _npy_header_changed(rng: random.Random, rows: np.ndarray[Any, Any]) -> bytes:
+    """Another type, shape or order than the values have, or no header at all."""
+    descr = rng.choice(_DESCR)
+    shapes = ((len(rows), 2**40), (2**62, 4), (-1, 12), (), (0, 12), (200, 0), (200,), (3, 4, 5, 6), ("a",), (2.5, 3))
+    shape = rng.choice((rows.shape, *shapes))
+    entry = {"descr": descr, "fortran_order": rng.choice((False, False, True, 2)), "shape": shape}
+    text = (
+        repr(entry)
+        if rng.random() < 0.8
+        else rng.choice(("", "[" * 5000, "__import__('os').abort()", repr(entry)[:-1], "{}"))
+    )
+    text = text.encode()
+    version = rng.choice((1, 1, 2, 3, 9))
+    size = struct.pack("<H" if version == 1 else "<I", rng.choice((len(text), len(text), 0, 65535)))
+    return b"\x93NUMPY" + bytes((version, 0)) + size + text + rows.tobytes()
 
 
 def npz_changed(rng: random.Random, rows: np.ndarray[Any, Any], canary: Path) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.own_vae import OwnVAE
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
 
@@ -30,7 +31,7 @@ class Drawn:
     seed: int
 
 
-class RandomVAE(nn.Module):
+class RandomVAE(OwnVAE):
     """Rows of 12 numbers, or pictures of 2×4×4, to `latents` latents and back; the protocol and nothing more."""
 
     likelihood = Likelihood("gaussian", "mean")
@@ -77,14 +78,6 @@ class RandomVAE(nn.Module):
     def latent_size(self) -> int:
         return self.read.weight.shape[1]
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        return (self.latent_size,)
-
-    @property
-    def network(self) -> nn.Module:
-        return self
-
     def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
         h = self.body(x)
         if self.inner is not None:
@@ -107,9 +100,6 @@ class RandomVAE(nn.Module):
         if self.skip is not None:
             return self.out(deeper + h) + self.skip(h)
         return self.out(deeper)
-
-    def decode(self, z: Tensor, *condition: Tensor) -> Tensor:
-        return self.decode_parameters(z)
 
     def forward(self, x: Tensor) -> Any:
         posterior = self.encode(x)

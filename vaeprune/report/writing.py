@@ -19,14 +19,13 @@ from vaeprune.data import DataSets, as_data
 from vaeprune.errors import one_line
 from vaeprune.evidence import Evidence, Tolerances
 from vaeprune.onnx_figures import OnnxFigures, onnx_figures, onnx_pair
-from vaeprune.posterior import VAE
+from vaeprune.posterior import VAE, count_weights
 from vaeprune.report import figures
 from vaeprune.report.measured import how
 from vaeprune.report.page import Content, Plots, Size, render
 from vaeprune.report.pictures import Compared, rows_to_draw
 from vaeprune.report.rows_seen import Seen, seen
 from vaeprune.report.sections import COLUMNS, FIRST, Gallery, gallery
-from vaeprune.shrinking import count_weights
 from vaeprune.storage import new_file, refuse_existing
 from vaeprune.surgery.plan import Plan
 from vaeprune.training import History
