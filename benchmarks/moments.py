@@ -16,14 +16,15 @@ import torch
 from benchmarks.figures import Figure, faster
 from benchmarks.timing import Times, in_turn
 from vaeprune.adapters import measuring
-from vaeprune.analysis.encoding_pass import accumulate, encoded_rows
+from vaeprune.adapters.measuring import batch_rows
+from vaeprune.analysis.encoding_pass import accumulate
 from vaeprune.architectures import DenseVAE, initialise
 from vaeprune.data.rows import StreamedRows
 from vaeprune.data.sources import MemorySource
 from vaeprune.data.tiles import tiles
 
 ROWS = 60_000
-BATCH = encoded_rows((28, 28))
+BATCH = batch_rows((28, 28))
 
 
 def network() -> DenseVAE:

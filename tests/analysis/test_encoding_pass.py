@@ -9,7 +9,7 @@ from planted import convolutional, dense, rows
 from vaeprune.adapters import measuring
 from vaeprune.analysis import Moments, Thresholds, analyze
 from vaeprune.analysis import encoding_pass as passes
-from vaeprune.analysis.encoding_pass import How, accumulate, encoded_rows, until_certain
+from vaeprune.analysis.encoding_pass import How, accumulate, until_certain
 from vaeprune.analysis.latents import latents_of
 from vaeprune.analysis.precision import Precision, effect_of_bf16
 from vaeprune.analysis.verdict import clear
@@ -44,7 +44,7 @@ def lent(count: int, centre: float = 0.0) -> MemoryRows:
 def test_batches_and_pools_of_any_size_give_the_moments_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, batch: int, pooled: int
 ) -> None:
-    monkeypatch.setattr(passes, "encoded_rows", lambda *_: batch)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: batch)
     monkeypatch.setattr(passes, "_POOLED_VALUES", pooled)
     data = lent(501, centre=3.0)
     (x,) = data.tensors
@@ -85,16 +85,6 @@ def test_moments_far_from_zero_are_those_of_long_doubles() -> None:
     np.testing.assert_allclose(found.powers[3, 0].numpy() / third, (c**3).sum(0).astype(float) / third, atol=1e-9)
 
 
-def test_images_laid_out_channels_last_hold_the_same_values() -> None:
-    vae = convolutional()
-    for x in (rows(5, vae.input_shape), rows(5, (3, 6, 7))):
-        laid = passes._laid_out(x, vae)
-        assert torch.equal(laid, x)
-        assert laid.stride()[1] == 1
-    x = rows(5, (12,))
-    assert passes._laid_out(x, dense()) is x
-
-
 def test_moments_of_a_convolutional_vae_are_those_of_its_own_encoder() -> None:
     vae = convolutional()
     x = rows(300, vae.input_shape)
@@ -102,11 +92,6 @@ def test_moments_of_a_convolutional_vae_are_those_of_its_own_encoder() -> None:
         found, expected = accumulate(vae, MemoryRows("rows", x)), Moments.of(vae.encode(x))
     torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.variance, expected.variance, rtol=1e-4, atol=1e-6)
-
-
-def test_batches_are_powers_of_two_within_two_megabytes() -> None:
-    assert [encoded_rows(shape) for shape in ((784,), (3, 64, 64), (16,), (3, 512, 512))] == [512, 32, 4096, 32]
-    assert encoded_rows((784,), "cuda") == 4096
 
 
 # ---- without co-moments
@@ -126,7 +111,7 @@ def test_without_comoments_everything_else_is_the_same() -> None:
 def test_reading_stops_at_the_first_look_that_is_clear(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "_FIRST_LOOK", 256)
     monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
-    monkeypatch.setattr(passes, "encoded_rows", lambda *_: 64)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 64)
     vae = dense((1, 4))
     data = MemoryRows("rows", rows(5000))
     with measuring(vae):
@@ -139,7 +124,7 @@ def test_reading_stops_at_the_first_look_that_is_clear(monkeypatch: pytest.Monke
 def test_a_latent_on_its_limit_is_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "_FIRST_LOOK", 256)
     monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
-    monkeypatch.setattr(passes, "encoded_rows", lambda *_: 64)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 64)
     data = lent(5000)  # every variance is 1
     with measuring(Lending()):
         moments, early = until_certain(Lending(), data, Thresholds(variance=1.0), None, How())
@@ -150,7 +135,7 @@ def test_a_latent_on_its_limit_is_read_to_the_end(monkeypatch: pytest.MonkeyPatc
 def test_analyze_says_how_many_rows_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "_FIRST_LOOK", 128)
     monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
-    monkeypatch.setattr(passes, "encoded_rows", lambda *_: 64)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 64)
     analysis = analyze(dense((1, 4)), rows(2000), certain=True, ablate="none")
     assert analysis.stopped_early
     assert 128 <= analysis.n_samples < 300

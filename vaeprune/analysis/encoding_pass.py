@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,18 +12,15 @@ from torch import Tensor
 
 from vaeprune import ranks
 from vaeprune.adapters import batches_for, element_type
+from vaeprune.adapters.measuring import batch_rows
 from vaeprune.analysis.latents import Thresholds, latents_of
 from vaeprune.analysis.moments import Moments
 from vaeprune.analysis.trials import Progress
 from vaeprune.analysis.verdict import clear
-from vaeprune.architectures import BuiltVAE
 from vaeprune.data import Rows
 from vaeprune.errors import DataError, UsageError
 from vaeprune.posterior import VAE, Posterior
 
-_LEAST_ROWS, _MOST_ROWS = 32, 4096
-# Of floats, on a GPU and on a CPU, whose caches then hold a batch between its conversion and the first layer.
-_BATCH_BYTES = (1 << 24, 1 << 21)
 _POOLED_VALUES = 1 << 16  # means for one set of moments: enough that merging costs little, few enough for the caches
 _FIRST_LOOK = 4096  # rows, then twice as many each time
 
@@ -73,12 +69,12 @@ def until_certain(
 def running(vae: VAE, rows: Rows, progress: Progress | None, how: How) -> Iterator[Moments]:
     """The moments of all rows so far, again and again as they grow; the last are those of all `rows`."""
     device = element_type(vae)[1].type
-    batch = encoded_rows(rows.row_shape, device)
+    batch = batch_rows(rows.row_shape, device)
     pool: _Pool | None = None
     moments: Moments | None = None
     for x, *conditions in batches_for(vae, rows, batch):
         with torch.autocast(device, torch.bfloat16) if how.bf16 else contextlib.nullcontext():
-            posterior = vae.encode(_laid_out(x, vae), *conditions)
+            posterior = vae.encode(x, *conditions)
         pool = pool or _Pool(batch, posterior.mean)
         pool.add(posterior)
         if progress:
@@ -88,21 +84,6 @@ def running(vae: VAE, rows: Rows, progress: Progress | None, how: How) -> Iterat
             yield moments
     if pool and pool.rows:
         yield _merged(moments, pool.emptied(how.comoments))
-
-
-def encoded_rows(row_shape: Sequence[int], device: str = "cpu") -> int:
-    """How many rows to encode at once: 2 MB of floats, on a GPU 16; a power of two, as matrix products like it."""
-    rows = max(1, _BATCH_BYTES[device == "cpu"] // (4 * math.prod(row_shape)))
-    return max(_LEAST_ROWS, min(_MOST_ROWS, 1 << (rows.bit_length() - 1)))
-
-
-def _laid_out(x: Tensor, vae: VAE) -> Tensor:
-    """Images for our own convolutions with the channels last, which they take less time for; a view of one channel."""
-    if x.dim() != 4 or not isinstance(vae, BuiltVAE) or vae.name == "dense":
-        return x
-    if x.shape[1] == 1:  # torch takes such an image for NCHW unless its strides say otherwise
-        return x.as_strided(x.shape, (x.stride(0), 1, x.stride(2), 1))
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _merged(moments: Moments | None, new: Moments) -> Moments:
