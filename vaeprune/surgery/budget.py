@@ -70,7 +70,16 @@ class Search:
         self._report("measuring costs", 1, 1)
 
     def within(self, budget: float) -> Spent:
-        """The smallest network found whose loss is within `budget` nats per row."""
+        """The smallest network found whose loss is within `budget` nats per row.
+
+        Without layers of low rank where channels alone lead further: with more choices, a greedy search may miss that.
+        """
+        found = self._rounding_little(budget)
+        with self._spending.channels_alone() as fewer:
+            alone = self._found(budget) if fewer else found
+        return min(found, alone, key=lambda spent: spent.size)
+
+    def _rounding_little(self, budget: float) -> Spent:
         while True:
             spent = self._found(budget)
             if spent.plan is None or not self._spending.kept_whole(spent.plan):

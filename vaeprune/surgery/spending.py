@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -122,6 +123,16 @@ class Spending:
             key: sliced(key, value.double() - self._subject.weight(key).double()) for key, value in values.items()
         }
         return replace(made, refits=assembler.all_names(changes), factors=factors)
+
+    @contextlib.contextmanager
+    def channels_alone(self) -> Iterator[bool]:
+        """No layer of low rank is among the choices inside; yields whether one was."""
+        every = self.choices
+        self.choices = [choice for choice in every if isinstance(choice, LayerChoice)]
+        try:
+            yield len(self.choices) < len(every)
+        finally:
+            self.choices = every
 
     def kept_whole(self, made: Plan) -> bool:
         """Whether a layer that `made` makes two of rounds too much so; it is then no longer among the choices."""
