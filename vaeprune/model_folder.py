@@ -16,7 +16,7 @@ from vaeprune.adapters.reading import Reading
 from vaeprune.architectures import BuiltVAE, build
 from vaeprune.architectures.base import positive_sizes
 from vaeprune.architectures.low_rank import checked_ranks, ranks_of, split_layers
-from vaeprune.errors import ModelError, StorageError
+from vaeprune.errors import ModelError, StorageError, in_markdown
 from vaeprune.factory import call
 from vaeprune.likelihood import Likelihood
 from vaeprune.storage import (
@@ -196,7 +196,7 @@ def describe(vae: BuiltVAE | AdaptedVAE) -> str:
     """A VAE's architecture in a phrase: widths from input to output, or its class, and likelihood."""
     if isinstance(vae, AdaptedVAE):
         shape = "x".join(map(str, vae.latent_shape))
-        return f"A {type(vae.network).__name__} with latents of shape {shape}, {vae.likelihood.kind} likelihood"
+        return f"A {in_markdown(type(vae.network).__name__)} with latents of shape {shape}, {vae.likelihood.kind} likelihood"
     entry = vae.architecture()
     encoder, decoder = (
         entry.get(f"{side}_widths", entry.get(f"{side}_channels", [])) for side in ("encoder", "decoder")

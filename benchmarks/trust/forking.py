@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
 import os
 import resource
 import signal
@@ -36,7 +39,6 @@ class Ended:
 
 def prepare() -> None:
     """Import all that a command may need, before the first fork. Nothing here may start a thread."""
-    import importlib
     import pkgutil
 
     import onnx
@@ -53,6 +55,28 @@ def prepare() -> None:
         importlib.import_module(module.name)
     assert onnx is not None
     assert onnxruntime is not None
+
+
+def rehearse(words: Sequence[object], desk: Path) -> Ended:
+    """Run a command in a fork, and import here whatever it has imported there: the next one need not."""
+
+    def work() -> int:
+        from vaeprune.cli.__main__ import run
+
+        before = set(sys.modules)
+        code = run([str(word) for word in words])
+        names.write_text("\n".join(name for name in sys.modules if name not in before))
+        return code
+
+    names = desk.parent / "imported"
+    ended = child(work, desk, limit=300)
+    if names.is_file():
+        for name in names.read_text().split("\n"):
+            with contextlib.suppress(ImportError):  # some are made by others and have no place of their own
+                importlib.import_module(name or "sys")
+        names.unlink()
+    gc.freeze()  # else each fork's first collection copies all of it
+    return ended
 
 
 def command(words: Sequence[object], desk: Path, *, limit: float = 60.0, **options: Any) -> Ended:
