@@ -155,10 +155,21 @@ def read_tensors(
         wanted = choose(mapped) if choose else None
         if wanted is not None:
             mapped = {name: value for name, value in mapped.items() if name in wanted}
+        promised = sum(value.nbytes for value in mapped.values())
+        if promised > _memory():
+            raise StorageError(f"{path}: promises {promised:,} bytes, more than this machine's {_memory():,} of memory")
         try:
             return _in_memory(file, mapped)
         except (OSError, ValueError, KeyError) as error:
             raise StorageError(f"{path}: changed while it was read: {error}", "run again once it is whole") from error
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; where that is not told, no file is too large."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize
 
 
 def _in_memory(file: BufferedReader, mapped: dict[str, Tensor]) -> dict[str, Tensor]:

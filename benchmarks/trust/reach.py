@@ -29,7 +29,7 @@ _OPTIONS = (
     "-W", "ignore::pytest.PytestAssertRewriteWarning",
 )  # fmt: skip
 # torchvision needs a word from this package before it can be imported, and these import torchvision
-_NEVER_EARLY = {"vaeprune", "benchmarks", "torchvision", "diffusers", "pythae", "monai", "transformers"}
+_NEVER_EARLY = {"torchvision", "diffusers", "pythae", "monai", "transformers"}
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def measured() -> Reach:
                 if mine and _read(name) is None:
                     print(f"which lines {name} reaches", flush=True)
                     _place(name).write_text(json.dumps({"mark": _mark(name), **_measured(name)}))
+            _import_early((_read(name) or {}).get("modules", ()))
     lines: dict[str, dict[str, list[str]]] = {}
     seconds: dict[str, float] = {}
     for kept in (_read(name) or {} for name in names):
@@ -77,7 +78,6 @@ def measured() -> Reach:
         for file, found in kept["lines"].items():
             for line, tests in found.items():
                 lines.setdefault(file, {}).setdefault(line, []).extend(tests)
-        _import_early(kept["modules"])
     return Reach(lines, seconds)
 
 
@@ -157,14 +157,14 @@ def _measured(name: str) -> dict[str, Any]:
         return {
             "lines": lines,
             "seconds": json.loads(times.read_text()),
-            "modules": [module for module in json.loads(imported.read_text()) if _is_installed(module)],
+            "modules": _installed(json.loads(imported.read_text())),
         }
 
 
-def _is_installed(module: str) -> bool:
-    top = module.partition(".")[0]
-    beside_tests = any((ROOT / "tests").rglob(f"{top}.py")) or (ROOT / top).is_dir()
-    return top not in _NEVER_EARLY and not beside_tests and top != "tests"
+def _installed(modules: Sequence[str]) -> list[str]:
+    """Those that are neither of this repository nor in need of it."""
+    own = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {path.name for path in ROOT.iterdir()}
+    return [name for name in modules if name.partition(".")[0] not in own | _NEVER_EARLY]
 
 
 def _import_early(modules: Sequence[str]) -> None:

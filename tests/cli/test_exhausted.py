@@ -84,10 +84,9 @@ def test_a_folder_that_may_not_be_written_is_said(vaeprune, writing, tmp_path, c
 # --- data
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("command", WRITERS)
-def test_rows_that_are_cut_off_while_they_are_read_are_said(vaeprune, writing, tmp_path, monkeypatch, desk, command):
-    """More rows than are read at once; their end goes when the first ones are encoded. A map of it would be deadly."""
+@pytest.fixture
+def cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """More rows than are read at once, whose end goes when the first are encoded. A map of them would be deadly."""
     rows = tmp_path / "many.npy"
     np.save(rows, np.random.default_rng(0).integers(0, 2, (6000, 784), dtype=np.uint8) * 255)
     encode = DenseVAE.encode
@@ -97,10 +96,36 @@ def test_rows_that_are_cut_off_while_they_are_read_are_said(vaeprune, writing, t
         return encode(self, *arguments)
 
     monkeypatch.setattr(DenseVAE, "encode", cutting)
-    ran = vaeprune(*writing(command, "new", rows))
+    return rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["shrink", "report"])
+def test_rows_that_are_cut_off_while_they_are_read_are_said(vaeprune, writing, cut_off, desk, command):
+    ran = vaeprune(*writing(command, "new", cut_off))
     assert one_line_of_error(ran), ran
     assert "many.npy: " in ran.err
     assert list(desk.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "export", "grow"])
+def test_rows_that_are_cut_off_once_they_are_read_change_nothing(
+    vaeprune, writing, cut_off, contents_of, monkeypatch, desk, command
+):
+    """These have all that they need in memory by then."""
+    whole = cut_off.read_bytes()
+    ran = vaeprune(*writing(command, "new", cut_off))
+    assert ran.code == 0, ran
+    assert cut_off.stat().st_size == 100_000
+    found = contents_of(desk / "new")
+    shutil.rmtree("new")
+    cut_off.write_bytes(whole)
+    monkeypatch.undo()
+    monkeypatch.chdir(desk)
+    assert vaeprune(*writing(command, "new", cut_off)).code == 0
+    assert cut_off.read_bytes() == whole
+    assert contents_of(desk / "new") == found
 
 
 # --- memory
