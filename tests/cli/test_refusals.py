@@ -715,13 +715,22 @@ def test_traceback_only_on_request(vaeprune, monkeypatch, rows):
     assert asked.json["error"]["type"] == "StorageError"
 
 
+def caused_by(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "raised",
     [
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        ImportError("some.so: failed to map segment from shared object"),
+        OSError(12, "Cannot allocate memory"),
+        OSError(12, "Cannot allocate memory", "rows.npy"),
+        caused_by(AttributeError("half a module"), MemoryError()),
     ],
-    ids=["python", "torch"],
+    ids=["python", "torch", "loader", "system", "map", "cause"],
 )
 def test_too_little_memory_is_one_line(vaeprune, idle_model, rows, monkeypatch, raised):
     monkeypatch.setattr("vaeprune.analysis.analyze", raising(raised))
