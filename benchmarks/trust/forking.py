@@ -70,7 +70,7 @@ def rehearse(words: Sequence[object], desk: Path) -> Ended:
         return code
 
     names = desk.parent / "imported"
-    ended = child(work, desk, limit=300)
+    ended = child(work, desk, limit=1200)
     if names.is_file():
         for name in names.read_text().split("\n"):
             with contextlib.suppress(ImportError):  # some are made by others and have no place of their own

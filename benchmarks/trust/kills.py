@@ -131,7 +131,7 @@ def _whole(name: str, sound: Path, room: Path) -> Whole:
                 writing.append(time.monotonic() - start)
             time.sleep(0.001)
 
-    ended = child(keeping, desk, watch=watch, limit=300)
+    ended = child(keeping, desk, watch=watch, limit=1200)
     assert ended.code == 0, (name, ended)
     states += [folder(state) for state in sorted(kept.glob("*"))] or [folder(desk / "out")]  # a file is put once
     return Whole(ended.wall, writing[0] if writing else 0.5 * ended.wall, tuple(states), folder(desk / "out"))
@@ -142,14 +142,14 @@ def _kill(name: str, number: int, seed: int, sound: Path, room: Path, whole: Who
     rng = random.Random(f"kill {seed}:{number}")
     for attempt in range(6):
         desk = _desk(name, sound, room)
-        ended = command(_COMMANDS[name], desk, watch=_killer(rng, desk, whole, 0.7**attempt), limit=600)
+        ended = command(_COMMANDS[name], desk, watch=_killer(rng, desk, whole, 0.7**attempt), limit=1200)
         killed = ended.code == -signal.SIGKILL
         if killed:
             break
     leftover = bool(_unfinished(desk))
     wrong = _wrong_after(desk, sound, name, killed, ended, whole)
     done = folder(desk / "out") == whole.last
-    second = command(_again(name, (desk / "out").exists(), done), desk, limit=600)
+    second = command(_again(name, (desk / "out").exists(), done), desk, limit=1200)
     if second.code != 0:
         wrong.append(f"the next run: exit {second.code}: {second.err[-200:]}")
     elif not (done and name in _TRAINING) and folder(desk / "out") != whole.last:
