@@ -18,6 +18,7 @@ from .app import app
 from .as_rank import as_rank, named, several, tells_of_failure
 from .output import print_json
 
+_OUT_OF_MEMORY = ("can't allocate memory", "failed to map segment", "Cannot allocate memory", "std::bad_alloc")
 DONE, GATE_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -53,17 +54,17 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         return _silent()
     except OSError as error:
+        if _ran_out_of_memory(error):
+            return _no_memory(arguments)
         if error.filename:
             return _report(arguments, "OSError", one_line(f"{error.filename}: {error.strerror}"), "")
         code = _report(arguments, "OSError", one_line(f"output cannot be written: {error.strerror or error}"), "")
         _silent()
         return code
-    except MemoryError:
-        return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
     except Exception as error:  # noqa: BLE001  the last resort: one line instead of a traceback, exit code 2
+        if _ran_out_of_memory(error):
+            return _no_memory(arguments)
         what = one_line(f"{type(error).__name__}: {error}")
-        if "can't allocate memory" in what:  # torch has no exception of its own for that
-            return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
         return _report(arguments, "UnexpectedError", what, _how_to_report(error))
     if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
@@ -73,6 +74,21 @@ def run(arguments: Sequence[str]) -> int:
 def _app(arguments: Sequence[str]) -> int | None:
     code: int | None = app(args=list(arguments), prog_name="vaeprune", standalone_mode=False)
     return code
+
+
+def _ran_out_of_memory(error: BaseException | None) -> bool:
+    """Also where that is the cause of something else; torch and the system's loader have only words for it."""
+    while error is not None:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        if any(words in str(error) for words in _OUT_OF_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _no_memory(arguments: Sequence[str]) -> int:
+    return _report(arguments, "MemoryError", "not enough memory", "take fewer rows or a smaller network")
 
 
 def _how_to_report(error: Exception) -> str:

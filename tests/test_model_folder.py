@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from foreign_models import OwnVAE
+from holes import HUGE, SOME, hole, peak
+from vaeprune.adapters import adapt
 from vaeprune.architectures import BuiltVAE, ConvolutionalVAE, DenseVAE
+from vaeprune.data import as_data
 from vaeprune.errors import ModelError, StorageError, VaepruneError
 from vaeprune.likelihood import Likelihood
 from vaeprune.model_folder import (
@@ -397,14 +400,35 @@ def test_a_folder_that_is_removed_while_it_is_read_is_said_to_be(folder: Path, m
     assert "was replaced while it was read" in str(refused(folder))
 
 
+def test_weights_of_gigabytes_for_a_class_of_ones_own_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    """Which sizes a cut has left is told by the weights alone, so it is their sum that is compared."""
+    vae = adapt(OwnVAE(), as_data(torch.randn(200, 8)))
+    write_model_folder(ModelFolder(vae), tmp_path / "own")
+    shapes = {key: value.shape for key, value in vae.network.state_dict().items()}
+    hole(tmp_path / "own" / "model.safetensors", shapes | {"body.weight": HUGE})
+    before = peak()
+    with pytest.raises(
+        ModelError, match=r"model\.safetensors: promises 1,073,7\d\d,\d{3} numbers, where the whole OwnVAE"
+    ):
+        load(tmp_path / "own", factory=OwnVAE)
+    assert peak() - before < SOME
+
+
+def test_a_training_state_of_gigabytes_is_refused_before_it_is_read(folder: Path) -> None:
+    hole(folder / "training_state.safetensors", {"0.exp_avg": HUGE})
+    before = peak()
+    with pytest.raises(
+        ModelError, match=r"training_state\.safetensors: promises 1,073,741,824 numbers, where the whole "
+    ):
+        load(folder)
+    assert peak() - before < SOME
+
+
 @pytest.mark.parametrize("values", [1 << 29, 1 << 38], ids=["2 GB", "1 TB"])
 def test_weights_of_gigabytes_that_do_not_fit_are_refused_before_they_are_read(folder: Path, values: int) -> None:
     """A huge file may be a hole that takes no room on the disk; reading it would."""
-    header = json.dumps({"w": {"dtype": "F32", "shape": [values], "data_offsets": [0, 4 * values]}}).encode()
-    with (folder / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + 4 * values)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    hole(folder / "model.safetensors", {"w": [values]})
+    before = peak()
     told = str(refused(folder, VaepruneError))
     assert "does not fit its config: missing" in told or "unable to mmap" in told
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kilobytes
+    assert peak() - before < SOME

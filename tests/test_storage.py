@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from holes import HUGE, SOME, hole, peak
 from vaeprune import storage
 from vaeprune.errors import StorageError
 from vaeprune.storage import (
@@ -537,6 +538,20 @@ def test_a_file_that_is_cut_while_it_is_read_is_one_line_of_error(weights: Path,
 
     with pytest.raises(StorageError, match="changed while it was read"):
         read_tensors(weights, unplug)
+
+
+def test_a_file_that_promises_more_than_there_is_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hole(tmp_path / "plan.safetensors", {"bias:w": HUGE})
+    monkeypatch.setattr(storage, "_memory", lambda: 1 << 30)
+    before = peak()
+    with pytest.raises(StorageError) as caught:
+        read_tensors(tmp_path / "plan.safetensors")
+    assert caught.value.message.endswith(
+        "promises 4,294,967,296 bytes, more than this machine's 1,073,741,824 of memory"
+    )
+    assert peak() - before < SOME
 
 
 def test_what_a_check_of_shapes_raises_comes_before_any_value_is_read(weights: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,15 @@ def test_the_model_card_says_how_it_was_made_and_what_came_out(tmp_path: Path, r
     assert f"{sum(p.numel() for p in trained.vae.parameters())} weights" in card
     assert f"After 3 epochs its loss is {last.loss:.2f} nats per row" in card
     assert f"Of its 2 latents {last.n_inactive} have a variance" in card
+
+
+def test_a_name_in_a_card_is_no_html(tmp_path: Path, recipe: Recipe) -> None:
+    evil = tmp_path / "<img src=x onerror=alert(1)> [a](b).npy"
+    shutil.copy(recipe.data, evil)
+    run(dataclasses.replace(recipe, data=str(evil)), tmp_path / "model")
+    heading, *_, command = (tmp_path / "model" / "README.md").read_text().splitlines()[:5]
+    assert heading.endswith(r"/&lt;img src=x onerror=alert(1)&gt; \[a\](b).npy")
+    assert command.startswith("    vaeprune train")  # as code, which is shown as it stands
 
 
 def test_a_network_without_hidden_layers_can_be_trained(tmp_path: Path, recipe: Recipe) -> None:

@@ -18,6 +18,8 @@ Each message is one line: where, what was found, what was expected. `hint` says 
 
 from __future__ import annotations
 
+import html
+import re
 from typing import Any
 
 
@@ -105,3 +107,8 @@ class VerificationFailed(VaepruneError):
 def one_line(text: str) -> str:
     """Control characters made visible, so a hostile name cannot steer a terminal or fake a second line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_markdown(text: str) -> str:
+    """One line as itself in Markdown, whatever it holds: neither HTML, nor a link, a picture or a code span."""
+    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(one_line(text), quote=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vaeprune.errors import in_markdown
 from vaeprune.model_folder import ModelFolder, describe
 from vaeprune.surgery.widening import Widening
 
@@ -16,7 +17,7 @@ It computes what it did before: the means and logvars of latents 0 to {widening.
 that no value of the new latents changes, since all that reads them is 0. `widening.json` says what was added to which
 weights, and `widening.safetensors` with which values.
 
-{warm_up_advice(widening, warm_up, why_not)}
+{warm_up_advice(widening, warm_up, None if why_not is None else in_markdown(why_not))}
 """
 
 

@@ -16,7 +16,7 @@ from vaeprune.adapters.reading import Reading
 from vaeprune.architectures import BuiltVAE, build
 from vaeprune.architectures.base import positive_sizes
 from vaeprune.architectures.low_rank import checked_ranks, ranks_of, split_layers
-from vaeprune.errors import ModelError, StorageError
+from vaeprune.errors import ModelError, StorageError, in_markdown
 from vaeprune.factory import call
 from vaeprune.likelihood import Likelihood
 from vaeprune.storage import (
@@ -33,6 +33,7 @@ from vaeprune.unreplaced import unreplaced
 FORMAT = 1
 CONFIG, WEIGHTS, HISTORY, CARD = "config.json", "model.safetensors", "history.json", "README.md"
 TRAINING_STATE = "training_state.safetensors"
+_MOST_GROWTH = 16  # times the weights of a network: what a folder of it may hold where latents were added
 _KEYS = {"format", "architecture", "foreign", "likelihood", "training", "shrunk"}
 
 
@@ -102,7 +103,7 @@ def _read(folder: Path, factory: Callable[..., Any] | None) -> ModelFolder:
     likelihood = Likelihood.from_json(config["likelihood"])
     vae: BuiltVAE | AdaptedVAE
     if config["architecture"] is None:
-        vae = _rebuilt(config.get("foreign"), read_tensors(folder / WEIGHTS), likelihood, factory, folder)
+        vae = _rebuilt(config.get("foreign"), likelihood, factory, folder)
     else:
         vae = _built(config["architecture"], likelihood, folder)
     vae.requires_grad_(True).eval()
@@ -111,7 +112,8 @@ def _read(folder: Path, factory: Callable[..., Any] | None) -> ModelFolder:
         entry = read_json(folder / HISTORY, "training history", most_bytes=None)  # a long trace may be large
         history = History.from_json(entry, str(folder / HISTORY))
     if (folder / TRAINING_STATE).exists():
-        state = read_tensors(folder / TRAINING_STATE)
+        where = folder / TRAINING_STATE
+        state = read_tensors(where, lambda found: _refuse_too_much(vae.network, found, where))
     vae.provenance |= {"training": config.get("training"), "shrunk": config.get("shrunk"), "history": history}
     return ModelFolder(vae, config.get("training"), config.get("shrunk"), history, state)
 
@@ -152,9 +154,7 @@ def _foreign_entry(vae: AdaptedVAE) -> dict[str, Any]:
     }
 
 
-def _rebuilt(
-    entry: Any, tensors: dict[str, Tensor], likelihood: Likelihood, factory: Callable[..., Any] | None, folder: Path
-) -> AdaptedVAE:
+def _rebuilt(entry: Any, likelihood: Likelihood, factory: Callable[..., Any] | None, folder: Path) -> AdaptedVAE:
     """A foreign module at its original size, given the smaller tensors and sizes it had when it was written."""
     where = folder / CONFIG
     wanted = {"factory", "arguments", "attributes", "made_plain", "reading", "input_shape", "latent_shape"}
@@ -179,11 +179,7 @@ def _rebuilt(
         set_attributes(network, attributes)
         attributes = {}
     split_layers(network, ranks)
-    expected = {
-        k: v if v.dim() != tensors[k].dim() else tensors[k] for k, v in network.state_dict().items() if k in tensors
-    }
-    missing = {k: v for k, v in network.state_dict().items() if k not in tensors}
-    check_state_dict(expected | missing, tensors, folder / WEIGHTS)
+    tensors = read_tensors(folder / WEIGHTS, lambda found: _refuse_unfit(network, found, folder / WEIGHTS))
     refuse_non_finite(tensors, folder / WEIGHTS)
     replace_tensors(network, tensors, attributes)
     shapes = [positive_sizes(entry[name], f"{where}: {name}") for name in ("input_shape", "latent_shape")]
@@ -192,11 +188,31 @@ def _rebuilt(
     return vae
 
 
+def _refuse_unfit(network: nn.Module, found: dict[str, Tensor], where: Path) -> None:
+    """A cut changes sizes, neither names nor axes."""
+    own = network.state_dict()
+    check_state_dict(
+        {k: found[k] if k in found and found[k].dim() == v.dim() else v for k, v in own.items()}, found, where
+    )
+    _refuse_too_much(network, found, where)
+
+
+def _refuse_too_much(network: nn.Module, found: dict[str, Tensor], where: Path) -> None:
+    """Nothing that is kept of a network is of another order of size, whatever the file's header promises."""
+    full, promised = (sum(value.numel() for value in tensors.values()) for tensors in (network.state_dict(), found))
+    if promised > max(_MOST_GROWTH * full, 1 << 20):
+        raise ModelError(
+            f"{where}: promises {promised:,} numbers, where the whole {type(network).__name__} has {full:,}",
+            "restore it from its source",
+        )
+
+
 def describe(vae: BuiltVAE | AdaptedVAE) -> str:
     """A VAE's architecture in a phrase: widths from input to output, or its class, and likelihood."""
     if isinstance(vae, AdaptedVAE):
         shape = "x".join(map(str, vae.latent_shape))
-        return f"A {type(vae.network).__name__} with latents of shape {shape}, {vae.likelihood.kind} likelihood"
+        name = in_markdown(type(vae.network).__name__)
+        return f"A {name} with latents of shape {shape}, {vae.likelihood.kind} likelihood"
     entry = vae.architecture()
     encoder, decoder = (
         entry.get(f"{side}_widths", entry.get(f"{side}_channels", [])) for side in ("encoder", "decoder")

@@ -11,7 +11,7 @@ from torch import nn
 
 from vaeprune.adapters import AdaptedVAE, adapt
 from vaeprune.adapters.adapted import unwrapped
-from vaeprune.adapters.checkpoint import load_into, read_checkpoint
+from vaeprune.adapters.checkpoint import load_checkpoint
 from vaeprune.adapters.known import is_known_folder, read_known_folder
 from vaeprune.adapters.reading import SPREADS, Spread
 from vaeprune.architectures import BuiltVAE
@@ -63,7 +63,7 @@ def _from_import_path(source: Source, data: DataSets) -> BuiltVAE | AdaptedVAE:
         raise ModelError(f"{source.model}: gave a {type(made).__name__}, expected an nn.Module")
     network = unwrapped(made)
     if source.weights:
-        load_into(network, read_checkpoint(source.weights), source.weights)
+        load_checkpoint(network, source.weights)
     network.eval()
     if isinstance(network, BuiltVAE):
         return network

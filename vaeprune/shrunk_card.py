@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vaeprune.errors import one_line
+from vaeprune.errors import in_markdown
 from vaeprune.evidence import Evidence
 from vaeprune.model_folder import ModelFolder, describe
 from vaeprune.surgery.plan import Plan
@@ -11,7 +11,7 @@ from vaeprune.surgery.plan import Plan
 def shrunk_card(model: ModelFolder, plan: Plan, evidence: Evidence, weights: tuple[int, int]) -> str:
     """What was cut, what was checked, and how to use the files; `weights` before and after."""
     entry = model.shrunk or {}
-    source = one_line(entry.get("source") or "a VAE")
+    source = in_markdown(entry.get("source") or "a VAE")
     gates = "\n".join(f"| {gate.name} | {gate.measured:.3g} | {gate.limit:.3g} |" for gate in evidence.gates)
     latents = f"{plan.latent_size} to {len(plan.kept_latents)} latents"
     return f"""# Shrunk from {source}: {weights[0]:,} to {weights[1]:,} weights, {latents}

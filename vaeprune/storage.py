@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 
@@ -132,10 +132,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     safetensors.torch.save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, path)
 
 
-def read_tensors(path: Path, check: Callable[[dict[str, Tensor]], None] | None = None) -> dict[str, Tensor]:
+def read_tensors(
+    path: Path, choose: Callable[[dict[str, Tensor]], Collection[str] | None] | None = None
+) -> dict[str, Tensor]:
     """Read a safetensors file into memory; nothing in it is executed. Raises StorageError.
 
-    `check` sees names, types and shapes before any value is read, and may raise.
+    `choose` sees names, types and shapes before any value is read; it may raise, or name the only ones to be read.
     """
     if not path.is_file():
         raise StorageError(f"{path}: no such file, expected safetensors")
@@ -150,12 +152,24 @@ def read_tensors(path: Path, check: Callable[[dict[str, Tensor]], None] | None =
             raise StorageError(
                 f"{path}: is not a complete safetensors file: {error}", "it may be truncated; copy it again"
             ) from error
-        if check:
-            check(mapped)
+        wanted = choose(mapped) if choose else None
+        if wanted is not None:
+            mapped = {name: value for name, value in mapped.items() if name in wanted}
+        promised = sum(value.nbytes for value in mapped.values())
+        if promised > _memory():
+            raise StorageError(f"{path}: promises {promised:,} bytes, more than this machine's {_memory():,} of memory")
         try:
             return _in_memory(file, mapped)
         except (OSError, ValueError, KeyError) as error:
             raise StorageError(f"{path}: changed while it was read: {error}", "run again once it is whole") from error
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; where that is not told, no file is too large."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize
 
 
 def _in_memory(file: BufferedReader, mapped: dict[str, Tensor]) -> dict[str, Tensor]:

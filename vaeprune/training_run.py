@@ -15,7 +15,7 @@ from vaeprune import ranks
 from vaeprune.architectures import BuiltVAE, Initialisation, build, initialise
 from vaeprune.architectures.convolutional import DECODER_CHANNELS, ENCODER_CHANNELS
 from vaeprune.data import MemoryRows, training_images
-from vaeprune.errors import StorageError, TrainingError, UsageError, one_line
+from vaeprune.errors import StorageError, TrainingError, UsageError, in_markdown, one_line
 from vaeprune.likelihood import Kind, Likelihood, Output
 from vaeprune.model_folder import ModelFolder, describe, read_model_folder, write_model_folder
 from vaeprune.posterior import count_weights
@@ -226,7 +226,7 @@ def trained_card(model: ModelFolder, recipe: Recipe, out: Path) -> str:
     last = model.history.epochs[-1]
     weights = count_weights(model.vae)
     grown = came_alive(model.training, last)
-    return f"""# A VAE of {one_line(recipe.data)}
+    return f"""# A VAE of {in_markdown(recipe.data)}
 
 {describe(model.vae)}; {weights:,} weights.
 

@@ -25,6 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--count", type=int, help="how many inputs, kills, networks or mutants; as asked if left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kept", type=Path, default=_KEPT, help=f"where results are kept [{_KEPT}]")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help="this process's share, as 1/2")
     given = parser.parse_args(arguments)
     unknown = sorted(set(given.campaign) - set(ASKED))
     if unknown:
@@ -32,37 +33,49 @@ def run(arguments: Sequence[str]) -> None:
     for name in given.campaign or ASKED:
         count = given.count or ASKED[name]
         print(f"\n== {name}: {count:,} (asked {ASKED[name]:,}), seed {given.seed}", flush=True)
-        importlib.import_module(f"benchmarks.trust.{name}").campaign(Ledger(given.kept, name, given.seed), count)
+        ledger = Ledger(given.kept, name, given.seed, given.shard)
+        importlib.import_module(f"benchmarks.trust.{name}").campaign(ledger, count)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    which, _, of = text.partition("/")
+    if not (which.isdigit() and of.isdigit() and 1 <= int(which) <= int(of)):
+        raise argparse.ArgumentTypeError(f"got {text}, expected I/N with 1 ≤ I ≤ N")
+    return int(which) - 1, int(of)
 
 
 class Ledger:
-    """What a campaign has found so far, piece by piece, with a mark of the source it was found with."""
+    """What a campaign has found so far, piece by piece, with a mark of the source it was found with.
 
-    def __init__(self, path: Path, name: str, seed: int) -> None:
-        self._kept, self._row, self.seed = Kept(path), f"{name}, seed {seed}", seed
-        self._mark = source_mark()
-        self.older = 0
+    `shard`: (i, n), and this process works on every n-th piece alone, from the i-th; all of them keep in one file.
+    """
+
+    def __init__(self, path: Path, name: str, seed: int, shard: tuple[int, int] = (0, 1)) -> None:
+        self._path, self._row, self.seed, self._shard = path, f"{name}, seed {seed}", seed, shard
 
     def pieces(self, count: int, size: int, work: Piece) -> list[dict[str, Any]]:
-        """`work` on 0 … count in ranges of `size`, those that are kept left out; everything that was found.
+        """`work` on 0 … count in ranges of `size`, those that are kept left out; everything that was found by anybody.
 
-        What was found with another state of the source counts, too, and `older` says how much that is.
+        What was found with another state of the source counts, too, and it is said how much that is.
         """
-        found = []
-        for start in range(0, count, size):
-            which = range(start, min(start + size, count))
-            where = (self._row, f"{which.start} to {which.stop}")
-            cell = self._kept.get(where)
-            if cell is None:
-                cell = work(which)
-                self._kept.put(where, self._mark, cell)
+        mark, kept = source_mark(), Kept(self._path)
+        ranges = [range(start, min(start + size, count)) for start in range(0, count, size)]
+        first, step = self._shard
+        for which in ranges[first::step]:
+            if kept.get(self._where(which)) is None:
+                kept.put(self._where(which), mark, work(which))
                 print(f"{which.stop:,} of {count:,}", flush=True)
-            elif self._kept.get(where, self._mark) is None:
-                self.older += len(which)
-            found.append(cell)
-        if self.older:
-            print(f"{self.older:,} of {count:,} were measured with another state of the source")
-        return found
+        kept = Kept(self._path)  # with what other processes have found
+        done = [which for which in ranges if kept.get(self._where(which)) is not None]
+        if done != ranges:
+            print(f"{count - sum(map(len, done)):,} of {count:,} are another process's and not there yet")
+        older = sum(len(which) for which in done if kept.get(self._where(which), mark) is None)
+        if older:
+            print(f"{older:,} of {count:,} were measured with another state of the source")
+        return [kept.get(self._where(which)) or {} for which in done]
+
+    def _where(self, which: range) -> tuple[str, str]:
+        return self._row, f"{which.start} to {which.stop}"
 
 
 def source_mark() -> str:

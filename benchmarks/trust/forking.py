@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import importlib
+import math
 import os
 import resource
 import signal
@@ -36,7 +40,6 @@ class Ended:
 
 def prepare() -> None:
     """Import all that a command may need, before the first fork. Nothing here may start a thread."""
-    import importlib
     import pkgutil
 
     import onnx
@@ -55,6 +58,28 @@ def prepare() -> None:
     assert onnxruntime is not None
 
 
+def rehearse(words: Sequence[object], desk: Path) -> Ended:
+    """Run a command in a fork, and import here whatever it has imported there: the next one need not."""
+
+    def work() -> int:
+        from vaeprune.cli.__main__ import run
+
+        before = set(sys.modules)
+        code = run([str(word) for word in words])
+        names.write_text("\n".join(name for name in sys.modules if name not in before))
+        return code
+
+    names = desk.parent / "imported"
+    ended = child(work, desk, limit=1200)
+    if names.is_file():
+        for name in names.read_text().split("\n"):
+            with contextlib.suppress(ImportError):  # some are made by others and have no place of their own
+                importlib.import_module(name or "sys")
+        names.unlink()
+    gc.freeze()  # else each fork's first collection copies all of it
+    return ended
+
+
 def command(words: Sequence[object], desk: Path, *, limit: float = 60.0, **options: Any) -> Ended:
     """Run `vaeprune WORDS` in a fork, with `desk` as its working folder."""
 
@@ -67,16 +92,30 @@ def command(words: Sequence[object], desk: Path, *, limit: float = 60.0, **optio
 
 
 def child(
-    work: Callable[[], int], desk: Path, *, limit: float = 60.0, watch: Callable[[int], None] | None = None
+    work: Callable[[], int],
+    desk: Path,
+    *,
+    limit: float = 60.0,
+    cpu: float | None = None,
+    spare: Path | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> Ended:
-    """Run `work` in a fork; `watch` is given its process number while it runs and may kill it."""
+    """Run `work` in a fork; `watch` is given its process number while it runs and may kill it.
+
+    `limit`, `cpu`: seconds of everybody's and of its own time, after which it is killed. `spare`: its folder for
+    temporary files, else one beside the desk.
+    """
+    spare = spare or desk.parent / "tmp"
+    spare.mkdir(exist_ok=True)
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
         sys.stdout.flush()
         sys.stderr.flush()
         process = os.fork()
         if process == 0:
-            _be_the_child(work, desk, out.fileno(), err.fileno())
+            if cpu is not None:
+                resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(cpu), math.ceil(cpu) + 5))
+            _be_the_child(work, desk, spare, out.fileno(), err.fileno())
         if watch:
             watch(process)
         late = not _wait(process, start + limit)
@@ -88,15 +127,8 @@ def child(
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "surrogateescape"))
-        cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
-        return Ended(os.waitstatus_to_exitcode(status), wall, cpu, peak, texts[0], texts[1], late)
-
-
-def _spare(desk: Path) -> Path:
-    """A folder for temporary files, beside the desk."""
-    spare = desk.parent / "tmp"
-    spare.mkdir(exist_ok=True)
-    return spare
+        took, peak = used.ru_utime + used.ru_stime, used.ru_maxrss * 1024
+        return Ended(os.waitstatus_to_exitcode(status), wall, took, peak, texts[0], texts[1], late)
 
 
 def _wait(process: int, until: float) -> bool:
@@ -110,7 +142,7 @@ def _wait(process: int, until: float) -> bool:
     return False
 
 
-def _be_the_child(work: Callable[[], int], desk: Path, out: int, err: int) -> None:
+def _be_the_child(work: Callable[[], int], desk: Path, spare: Path, out: int, err: int) -> None:
     code = 70
     try:
         os.chdir(desk)
@@ -122,7 +154,7 @@ def _be_the_child(work: Callable[[], int], desk: Path, out: int, err: int) -> No
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + _ROOM,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        tempfile.tempdir = os.environ["TMPDIR"] = str(_spare(desk))
+        tempfile.tempdir = os.environ["TMPDIR"] = str(spare)
         code = work()
         sys.stdout.flush()
         sys.stderr.flush()

@@ -11,7 +11,7 @@ INPUTS, LATENTS, ROWS = 12, 3, 200
 
 def make(folder: Path) -> None:
     """Write rows.npy, rows.npz, pictures/, model/ and shrunk/ into `folder`, in a fork."""
-    ended = child(lambda: _make(folder), folder, limit=300)
+    ended = child(lambda: _make(folder), folder, limit=1200)
     assert ended.code == 0, ended
 
 

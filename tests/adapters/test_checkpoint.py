@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from foreign_models import OwnVAE
-from vaeprune.adapters.checkpoint import load_into, read_checkpoint
+from holes import HUGE, SOME, hole, peak
+from vaeprune.adapters.checkpoint import load_checkpoint, load_into, read_checkpoint
 from vaeprune.errors import ModelError, StorageError
 
 
@@ -164,3 +166,52 @@ def test_a_wrapper_that_holds_itself_ends(path: Path) -> None:
     torch.save({"model": {"model": {"model": {}}}}, path)
     with pytest.raises(StorageError, match="holds no state dict"):
         read_checkpoint(path)
+
+
+# ---- files that promise more than they may
+
+
+def shapes(prefix: str = "") -> dict[str, Sequence[int]]:
+    return {prefix + key: value.shape for key, value in OwnVAE().state_dict().items()}
+
+
+def test_gigabytes_beside_the_weights_are_not_read(tmp_path: Path) -> None:
+    path, network, before = tmp_path / "all.safetensors", OwnVAE(), peak()
+    hole(path, {**shapes("vae."), "unet.weight": HUGE})
+    load_checkpoint(network, path)
+    assert not any(value.any() for value in network.state_dict().values())
+    assert peak() - before < SOME
+
+
+def test_gigabytes_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    path, network, before = tmp_path / "huge.safetensors", OwnVAE(), peak()
+    hole(path, {**shapes(), "body.weight": HUGE})
+    with pytest.raises(ModelError, match=r"body\.weight has shape \(32768, 32768\), the model expects \(7, 8\)"):
+        load_checkpoint(network, path)
+    assert peak() - before < SOME
+
+
+def test_of_a_checkpoint_of_torch_that_does_not_fit_no_value_is_read(
+    trained: OwnVAE, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[object] = []
+    load = torch.load
+
+    def looking(*arguments: Any, map_location: object, **named: Any) -> Any:
+        places.append(map_location)
+        return load(*arguments, map_location=map_location, **named)
+
+    torch.save({"state_dict": trained.state_dict() | {"body.weight": torch.zeros(9, 9)}}, path)
+    monkeypatch.setattr(torch, "load", looking)
+    with pytest.raises(ModelError, match=r"body\.weight has shape \(9, 9\), the model expects \(7, 8\)"):
+        load_checkpoint(OwnVAE(), path)
+    assert places == ["meta"]
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_of_torch_that_fits_is_loaded(legacy: bool, trained: OwnVAE, path: Path) -> None:
+    torch.save({"model": trained.state_dict()}, path, _use_new_zipfile_serialization=not legacy)
+    network = OwnVAE()
+    load_checkpoint(network, path)
+    for key, value in trained.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value), key

@@ -213,6 +213,20 @@ def training(shelf: Path, rows: Path) -> Path:
 
 
 @pytest.fixture
+def writing(idle_model: Path, rows: Path) -> Callable[..., tuple[object, ...]]:
+    """The command line of each command that writes something, given where to, and perhaps the rows."""
+    options: dict[str, tuple[object, ...]] = {
+        "train": ("--hidden", "16,8", "--latent", 4, "--epochs", 1, "--quiet"),
+        "grow": (idle_model, "--latent", 8),
+    }
+
+    def words(command: str, out: object, data: Path = rows) -> tuple[object, ...]:
+        return (command, *options.get(command, (idle_model,)), "--data", data, "--out", out)
+
+    return words
+
+
+@pytest.fixture
 def copied(tmp_path: Path) -> Callable[[Path], Path]:
     """A copy of a model folder that may be damaged."""
 

@@ -566,47 +566,38 @@ def test_absent_device(idle_model, rows, refused):
 # --- places to write to
 
 
-def writing(idle_model: Path, rows: Path, out: object) -> dict[str, tuple]:
-    return {
-        "train": ("train", "--data", rows, *SMALL, "--out", out, "--quiet"),
-        "shrink": ("shrink", idle_model, "--data", rows, "--out", out),
-        "export": ("export", idle_model, "--data", rows, "--out", out),
-        "encode": ("encode", idle_model, "--data", rows, "--out", out),
-    }
-
-
-WRITERS = ["train", "shrink", "export", "encode"]
+WRITERS = ["train", "shrink", "export", "grow", "report", "encode"]
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_target_below_a_regular_file(idle_model, rows, refused, command):
+def test_target_below_a_regular_file(writing, refused, command):
     Path("file").write_text("mine")
     told = "file: is a file, expected a folder to write new into"
-    refused(*writing(idle_model, rows, "file/new")[command], told=[told])
+    refused(*writing(command, "file/new"), told=[told])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", WRITERS)
-def test_target_far_below_a_regular_file(idle_model, rows, refused, command):
+def test_target_far_below_a_regular_file(writing, refused, command):
     Path("file").write_text("mine")
-    refused(*writing(idle_model, rows, "file/a/new")[command], told=["file"])
+    refused(*writing(command, "file/a/new"), told=["file"])
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_target_with_too_long_a_name(idle_model, rows, refused, command):
-    refused(*writing(idle_model, rows, "n" * 300)[command], told=["ame too long"])
+def test_target_with_too_long_a_name(writing, refused, command):
+    refused(*writing(command, "n" * 300), told=["ame too long"])
 
 
 @pytest.mark.parametrize("command", WRITERS)
-def test_dangling_link_in_the_way(idle_model, rows, refused, command):
+def test_dangling_link_in_the_way(writing, refused, command):
     Path("new").symlink_to("nowhere")
-    refused(*writing(idle_model, rows, "new")[command], told=["new: already exists"])
+    refused(*writing(command, "new"), told=["new: already exists"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["train", "shrink", "encode"])
-def test_full_disk(no_write_beyond, idle_model, rows, desk, command):
-    ran = no_write_beyond(5000, *writing(idle_model, rows, "new")[command], "--json")
+@pytest.mark.parametrize("command", WRITERS)
+def test_full_disk(no_write_beyond, writing, desk, command):
+    ran = no_write_beyond(5000, *writing(command, "new"), "--json")
     assert ran.code == 2
     assert len(ran.err.splitlines()) == 1
     assert ran.err.startswith("vaeprune: error: new: cannot be written: ")
@@ -704,9 +695,9 @@ def test_suggested_command_cannot_be_made_to_run_another(vaeprune, busy_model, r
 
 
 @pytest.mark.parametrize("command", ["encode", "train"])
-def test_name_that_is_not_unicode(vaeprune, idle_model, rows, desk, command):
+def test_name_that_is_not_unicode(vaeprune, writing, desk, command):
     """Checked with --json: what pytest puts in place of stdout is stricter than a real one."""
-    ran = vaeprune(*writing(idle_model, rows, os.fsdecode(b"caf\xe9"))[command], "--json")
+    ran = vaeprune(*writing(command, os.fsdecode(b"caf\xe9")), "--json")
     assert ran.code == 0, ran.err
     assert [os.fsencode(p.name) for p in desk.iterdir()] == [b"caf\xe9"]
 
@@ -724,13 +715,22 @@ def test_traceback_only_on_request(vaeprune, monkeypatch, rows):
     assert asked.json["error"]["type"] == "StorageError"
 
 
+def caused_by(error: BaseException, cause: BaseException) -> BaseException:
+    error.__cause__ = cause
+    return error
+
+
 @pytest.mark.parametrize(
     "raised",
     [
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        ImportError("some.so: failed to map segment from shared object"),
+        OSError(12, "Cannot allocate memory"),
+        OSError(12, "Cannot allocate memory", "rows.npy"),
+        caused_by(AttributeError("half a module"), MemoryError()),
     ],
-    ids=["python", "torch"],
+    ids=["python", "torch", "loader", "system", "map", "cause"],
 )
 def test_too_little_memory_is_one_line(vaeprune, idle_model, rows, monkeypatch, raised):
     monkeypatch.setattr("vaeprune.analysis.analyze", raising(raised))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,28 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "model_states", "net", "m
 PREFIXES = ("model.", "module.", "_orig_mod.", "net.", "vae.")
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file. Raises StorageError if it cannot be read without running code."""
+Choose = Callable[[dict[str, Tensor]], Collection[str]]
+
+
+def read_checkpoint(path: Path, choose: Choose | None = None) -> dict[str, Tensor]:
+    """The state dict in a checkpoint file. Raises StorageError if it cannot be read without running code.
+
+    `choose` sees names, types and shapes before any value is read; it may raise, or name those that are wanted.
+    """
     if not path.is_file():
         raise StorageError(f"{path}: no such file, expected a checkpoint")
     if path.suffix == ".safetensors":
-        return read_tensors(path)
+        return read_tensors(path, choose)
     _refuse_compressed(path)
+    if choose:
+        choose(_unpickled(path, "meta"))
+    return _unpickled(path, "cpu")
+
+
+def _unpickled(path: Path, device: str) -> dict[str, Tensor]:
+    """Tensors and plain containers alone; on "meta" no value is read."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise StorageError(
             f"{path}: holds more than tensors, and a checkpoint is never unpickled: {_first_line(error)}",
@@ -69,11 +82,30 @@ def unwrapped(found: Any, path: Path) -> dict[str, Tensor]:
     raise StorageError(f"{path}: holds no state dict, got {keys}", "save model.state_dict()")
 
 
+def load_checkpoint(network: nn.Module, path: Path) -> None:
+    """Put a checkpoint file into a module of the same shapes; what does not fit is refused before a value is read.
+
+    Raises as `read_checkpoint` and `load_into`.
+    """
+
+    def wanted(found: dict[str, Tensor]) -> set[str]:
+        fitting = {id(value) for value in _fitted(network, found, path).values()}
+        return {name for name, value in found.items() if id(value) in fitting}
+
+    load_into(network, read_checkpoint(path, wanted), path)
+
+
 def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> None:
     """Put weights into a module of the same shapes; prefixes that all keys share are stripped.
 
     Raises ModelError listing all missing, unexpected and mismatched keys at once; nothing is loaded then.
     """
+    fitted = _fitted(network, tensors, path)
+    refuse_non_finite(fitted, path)
+    network.load_state_dict(fitted)
+
+
+def _fitted(network: nn.Module, tensors: Mapping[str, Tensor], path: Path | str) -> dict[str, Tensor]:
     expected = network.state_dict()
     fitted = _without_prefixes(dict(tensors), expected)
     problems = [f"missing {key}" for key in expected if key not in fitted]
@@ -84,8 +116,7 @@ def load_into(network: nn.Module, tensors: Mapping[str, Tensor], path: Path | st
     ]
     if problems:
         raise ModelError(f"{path}: does not fit the model: {'; '.join(problems)}", _hint(mismatched))
-    refuse_non_finite(fitted, path)
-    network.load_state_dict(fitted)
+    return fitted
 
 
 def _hint(mismatched: list[str]) -> str:

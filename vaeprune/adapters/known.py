@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from vaeprune.adapters.checkpoint import load_into, read_checkpoint
+from vaeprune.adapters.checkpoint import load_checkpoint
 from vaeprune.data.torchvision_shim import import_torchvision
 from vaeprune.errors import ModelError, StorageError
 from vaeprune.factory import own_words
@@ -71,7 +71,7 @@ def _pythae(folder: Path) -> tuple[nn.Module, Likelihood]:
         arguments["input_dim"] = tuple(arguments["input_dim"])
     with own_words(str(folder)):
         network: nn.Module = getattr(library, _PYTHAE[name])(getattr(library, name)(**arguments))
-    load_into(network, read_checkpoint(folder / "model.pt"), folder / "model.pt")
+    load_checkpoint(network, folder / "model.pt")
     bernoulli = entry.get("reconstruction_loss") == "bce"
     return network, Likelihood("bernoulli", "mean") if bernoulli else Likelihood("gaussian", "mean")
 
@@ -84,10 +84,9 @@ def _unknown(folder: Path, name: object) -> ModelError:
 def _diffusers(folder: Path) -> nn.Module:
     library = _library("diffusers", "diffusers")
     config = {k: v for k, v in (_diffusers_config(folder) or {}).items() if not k.startswith("_")}
-    weights = folder / "diffusion_pytorch_model.safetensors"
     with own_words(str(folder)):
         network: nn.Module = library.AutoencoderKL(**config)
-    load_into(network, read_checkpoint(weights), weights)
+    load_checkpoint(network, folder / "diffusion_pytorch_model.safetensors")
     return network
 
 
