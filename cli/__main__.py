@@ -16,7 +16,6 @@ from vaeprune.errors import VaepruneError, one_line
 
 from .app import app
 from .as_rank import as_rank, named, several, tells_of_failure
-from .output import print_json
 
 DONE, GATE_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
@@ -99,6 +98,8 @@ def _report(arguments: Sequence[str], kind: str, message: str, hint: str) -> int
     message = named(message)
     print(f"vaeprune: error: {message}" + (f"; {hint}" if hint else ""), file=sys.stderr)
     if "--json" in arguments:
+        from .output import print_json
+
         with contextlib.suppress(OSError):
             print_json({"error": {"type": kind, "message": message, "hint": hint}})
             sys.stdout.flush()
