@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import statistics
 import subprocess
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from benchmarks.timing import Times
 
 KEPT = Path("out/benchmarks/figures.json")
+_GLANCE = 0.002  # seconds between two looks at the memory of a process
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,44 @@ class Figure:
 def faster(work: str, against: str, ours: Times, theirs: Times, asked: str) -> Figure:
     """Their time over ours, run by run."""
     ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
-    return Figure(work, against, ours.median, theirs.median, statistics.median(ratios), min(ratios), max(ratios), asked)
+    return Figure(
+        work, against, ours.median, theirs.median, statistics.median(ratios), min(ratios), max(ratios), asked,
+        ours_mb=ours.peak_mb, theirs_mb=theirs.peak_mb,
+    )  # fmt: skip
+
+
+def slower(work: str, against: str, ours: Times, theirs: Times, asked: str) -> Figure:
+    """Our time over theirs, run by run."""
+    swapped = faster(work, against, theirs, ours, asked)
+    return dataclasses.replace(
+        swapped, ours=swapped.theirs, theirs=swapped.ours, ours_mb=swapped.theirs_mb, theirs_mb=swapped.ours_mb
+    )
 
 
 def processes_in_turn(
     commands: Mapping[str, Sequence[str]], runs: int, environment: Mapping[str, str] | None = None
-) -> tuple[dict[str, Times], dict[str, float]]:
-    """Whole processes, in turns after one unmeasured run of each: seconds, and the largest peak in MB."""
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
+) -> tuple[dict[str, Times], dict[str, Times]]:
+    """Whole processes, in turns after one unmeasured run of each: seconds by the wall, and processor seconds."""
+    walls: dict[str, list[float]] = {name: [] for name in commands}
+    processor: dict[str, list[float]] = {name: [] for name in commands}
     peaks = dict.fromkeys(commands, 0.0)
     for run in range(runs + 1):
         for name, command in commands.items():
-            start = time.perf_counter()
+            start, worked = time.perf_counter(), _worked_by_children()
             peak = _peak_of(command, environment)
             if run:
-                seconds[name].append(time.perf_counter() - start)
+                walls[name].append(time.perf_counter() - start)
+                processor[name].append(_worked_by_children() - worked)
                 peaks[name] = max(peaks[name], peak)
-    return {name: Times(tuple(s)) for name, s in seconds.items()}, peaks
+    by_wall, by_processor = (
+        {name: Times(tuple(s), peaks[name] or None) for name, s in seconds.items()} for seconds in (walls, processor)
+    )
+    return by_wall, by_processor
+
+
+def _worked_by_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _peak_of(command: Sequence[str], environment: Mapping[str, str] | None) -> float:
@@ -73,7 +96,7 @@ def _peak_of(command: Sequence[str], environment: Mapping[str, str] | None) -> f
         while running.poll() is None:
             lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
             peak = max([peak, *(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))])
-            time.sleep(0.02)
+            time.sleep(_GLANCE)
         if running.returncode:
             said = running.stderr.read().decode() if running.stderr else ""
             raise RuntimeError(f"{' '.join(command)}: ended with {running.returncode}: {said[-2000:]}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
@@ -75,12 +74,6 @@ def _limits(bare: Times) -> list[Figure]:
 def _decoder_layers() -> list[torch.nn.Linear]:
     vae = network()
     return [layer for layer in (*vae.decoder.modules(), vae.output) if isinstance(layer, torch.nn.Linear)]
-
-
-def peak_resident_mb() -> float:
-    """VmHWM of this process; getrusage's ru_maxrss would include the parent's peak from before exec."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def main() -> list[Figure]:
