@@ -13,7 +13,10 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of each counted run, and the most memory the process held in any of them, where that can be told."""
+    """Seconds of each counted run, and memory in MB, where that can be told.
+
+    Of a process: the most it held. Of work within one: the most it held beyond what it held before.
+    """
 
     seconds: tuple[float, ...]
     peak_mb: float | None = None
@@ -36,11 +39,11 @@ def in_turn(
     peaks: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(runs):
         for name, call in work.items():
-            forgotten = forget_peak()
+            before = _status_mb("VmRSS") if forget_peak() else None
             start = clock()
             call()
             seconds[name].append(clock() - start)
-            peaks[name] += [peak_resident_mb()] if forgotten else []
+            peaks[name] += [] if before is None else [peak_resident_mb() - before]
     return {name: Times(tuple(s), max(peaks[name], default=None)) for name, s in seconds.items()}
 
 
@@ -52,8 +55,12 @@ def ratio(times: Mapping[str, Times], a: str, b: str) -> str:
 
 def peak_resident_mb() -> float:
     """VmHWM of this process; getrusage's ru_maxrss would include the parent's peak from before exec."""
+    return _status_mb("VmHWM")
+
+
+def _status_mb(name: str) -> float:
     lines = _STATUS.read_text(encoding="ascii").splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return next(float(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 
 def forget_peak() -> bool:

@@ -72,6 +72,10 @@ class MemoryRows:
         first, last = span_of(self.count, index, of)
         return MemoryRows(self.name, *(t[first:last] for t in self.tensors), span=self._span)
 
+    def every(self, step: int) -> MemoryRows:
+        """Rows 0, step, 2·step, …, without copying."""
+        return MemoryRows(self.name, *(t[::step] for t in self.tensors), span=self._span)
+
     def take(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
         """The rows at `indices`, as a batch."""
         return as_batch([t[indices] for t in self.tensors], dtype, self._span)
