@@ -61,6 +61,15 @@ def test_small_matrices_are_not_shared() -> None:
     assert subject.vae.body.weight.data_ptr() != vae.body.weight.data_ptr()
 
 
+@pytest.mark.usefixtures("_all_large")
+def test_an_embedding_that_its_own_function_changes_is_not_shared() -> None:
+    vae = PlainVAE()
+    vae.classes = nn.Embedding(3, 5, max_norm=0.1)
+    assert not Subject(vae, EXAMPLE, sharing=True).shared
+    vae.classes.max_norm = None
+    assert "classes.weight" in Subject(vae, EXAMPLE, sharing=True).shared
+
+
 @pytest.mark.parametrize(
     "build",
     [

@@ -32,6 +32,8 @@ class Subject:
     """
 
     def __init__(self, vae: VAE, example: Batch = (), double: bool = True, sharing: bool = False) -> None:
+        # an embedding with max_norm is changed in place by its own function, out of sight
+        sharing = sharing and all(getattr(m, "max_norm", None) is None for m in vae.network.modules())
         large = [p for p in vae.network.parameters() if sharing and _is_large(p)]
         self.vae: VAE = copied(vae, large)  # type: ignore[type-var]
         network = self.vae.network

@@ -22,7 +22,17 @@ _MIXING = {
     "layer_norm", "group_norm", "instance_norm", "rms_norm", "softmax", "log_softmax", "normalize",
     "scaled_dot_product_attention", "multi_head_attention_forward", "local_response_norm",
 }  # fmt: skip
-_IN_PLACE = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__iand__", "__ior__", "__ixor__"}
+_IN_PLACE = {
+    "__setitem__",
+    "__iadd__",
+    "__isub__",
+    "__imul__",
+    "__itruediv__",
+    "__iand__",
+    "__ior__",
+    "__ixor__",
+    "__ipow__",
+}
 
 
 class CannotShare(BaseException):
@@ -195,7 +205,7 @@ class Watching(TorchFunctionMode):
         """Arguments, the weights among them in float64."""
         if isinstance(values, dict):
             return {name: self._in_double(value) for name, value in values.items()}
-        if isinstance(values, (tuple, list)):
+        if type(values) in (tuple, list):
             return type(values)(self._in_double(value) for value in values)
         weight = isinstance(values, Tensor) and id(values) in self._views and values.is_floating_point()
         return values.double() if weight else values
