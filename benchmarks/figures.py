@@ -67,30 +67,33 @@ def processes_in_turn(
     commands: Mapping[str, Sequence[str]], runs: int, environment: Mapping[str, str] | None = None
 ) -> tuple[dict[str, Times], dict[str, Times]]:
     """Whole processes, in turns after one unmeasured run of each: seconds by the wall, and processor seconds."""
-    walls: dict[str, list[float]] = {name: [] for name in commands}
-    processor: dict[str, list[float]] = {name: [] for name in commands}
-    peaks = dict.fromkeys(commands, 0.0)
+    ran: dict[str, list[Ran]] = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in commands.items():
-            start, worked = time.perf_counter(), _worked_by_children()
-            peak = _peak_of(command, environment)
-            if run:
-                walls[name].append(time.perf_counter() - start)
-                processor[name].append(_worked_by_children() - worked)
-                peaks[name] = max(peaks[name], peak)
-    by_wall, by_processor = (
-        {name: Times(tuple(s), peaks[name] or None) for name, s in seconds.items()} for seconds in (walls, processor)
+            found = watched(command, environment)
+            ran[name] += [found] if run else []
+    peaks = {name: max(r.peak_mb for r in found) or None for name, found in ran.items()}
+    return (
+        {name: Times(tuple(r.seconds for r in found), peaks[name]) for name, found in ran.items()},
+        {name: Times(tuple(r.worked for r in found), peaks[name]) for name, found in ran.items()},
     )
-    return by_wall, by_processor
 
 
-def _worked_by_children() -> float:
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+@dataclass(frozen=True)
+class Ran:
+    """A whole process: seconds by the wall, processor seconds, and its VmHWM in MB as last seen (0 if never).
+
+    getrusage would give this process's own peak from before exec.
+    """
+
+    seconds: float
+    worked: float
+    peak_mb: float
 
 
-def _peak_of(command: Sequence[str], environment: Mapping[str, str] | None) -> float:
-    """Run a command; its VmHWM in MB as last seen. getrusage would give this process's peak from before exec."""
+def watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Ran:
+    """Run a command. Raises RuntimeError with what it said if it fails."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as running:
         peak, status = 0.0, Path(f"/proc/{running.pid}/status")
         while running.poll() is None:
@@ -100,7 +103,9 @@ def _peak_of(command: Sequence[str], environment: Mapping[str, str] | None) -> f
         if running.returncode:
             said = running.stderr.read().decode() if running.stderr else ""
             raise RuntimeError(f"{' '.join(command)}: ended with {running.returncode}: {said[-2000:]}")
-    return peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Ran(time.perf_counter() - start, worked, peak)
 
 
 def keep(case: str, figures: Sequence[Figure], path: Path = KEPT) -> None:
