@@ -1,4 +1,4 @@
-"""`vaeprune report` on MNIST: time and memory of the whole process, size of the file. Asked for: under 20 s, under 5 MB.
+"""`vaeprune report` on MNIST: time and memory of the process, size of the file. Asked for: under 20 s, under 5 MB.
 
 The model, what its own shrink made of it, 60,000 + 10,000 rows: analysis, evidence with ONNX, pictures, page.
 """
