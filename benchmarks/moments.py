@@ -17,7 +17,7 @@ from benchmarks.timing import Times, in_turn
 from vaeprune.adapters import measuring
 from vaeprune.analysis.encoding_pass import accumulate, encoded_rows
 from vaeprune.architectures import DenseVAE, initialise
-from vaeprune.data.rows import StreamedRows
+from vaeprune.data.rows import MemoryRows, StreamedRows
 from vaeprune.data.sources import MemorySource
 from vaeprune.data.tiles import tiles
 
@@ -76,6 +76,19 @@ def _decoder_layers() -> list[torch.nn.Linear]:
     return [layer for layer in (*vae.decoder.modules(), vae.output) if isinstance(layer, torch.nn.Linear)]
 
 
+def on_gpu() -> list[Figure]:
+    """A million rows on a GPU, whose transfer and scaling are part of it, beside the CPU."""
+    if not torch.cuda.is_available():
+        print("the pass on a GPU is left out: there is no CUDA device here")
+        return []
+    rows = MemoryRows("tiles", tiles(ROWS, 0).repeat(17, 1, 1)[:1_000_000])
+    here, there = network(), network().cuda()
+    ours, theirs = "moments pass, a million rows, on the GPU", "on the CPU"
+    with measuring(here, there):
+        times = in_turn({ours: lambda: accumulate(there, rows), theirs: lambda: accumulate(here, rows)}, runs=5)
+    return [faster(ours, theirs, times[ours], times[theirs], "a figure")]
+
+
 def main() -> list[Figure]:
     print(f"{torch.get_num_threads()} threads")
-    return speed()
+    return [*speed(), *on_gpu()]
