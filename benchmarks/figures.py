@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import statistics
 import subprocess
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from benchmarks.timing import Times
 
 KEPT = Path("out/benchmarks/figures.json")
+_GLANCE = 0.002  # seconds between two looks at the memory of a process
 
 
 @dataclass(frozen=True)
@@ -47,37 +49,63 @@ class Figure:
 def faster(work: str, against: str, ours: Times, theirs: Times, asked: str) -> Figure:
     """Their time over ours, run by run."""
     ratios = [b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True)]
-    return Figure(work, against, ours.median, theirs.median, statistics.median(ratios), min(ratios), max(ratios), asked)
+    return Figure(
+        work, against, ours.median, theirs.median, statistics.median(ratios), min(ratios), max(ratios), asked,
+        ours_mb=ours.peak_mb, theirs_mb=theirs.peak_mb,
+    )  # fmt: skip
+
+
+def slower(work: str, against: str, ours: Times, theirs: Times, asked: str) -> Figure:
+    """Our time over theirs, run by run."""
+    swapped = faster(work, against, theirs, ours, asked)
+    return dataclasses.replace(
+        swapped, ours=swapped.theirs, theirs=swapped.ours, ours_mb=swapped.theirs_mb, theirs_mb=swapped.ours_mb
+    )
 
 
 def processes_in_turn(
     commands: Mapping[str, Sequence[str]], runs: int, environment: Mapping[str, str] | None = None
-) -> tuple[dict[str, Times], dict[str, float]]:
-    """Whole processes, in turns after one unmeasured run of each: seconds, and the largest peak in MB."""
-    seconds: dict[str, list[float]] = {name: [] for name in commands}
-    peaks = dict.fromkeys(commands, 0.0)
+) -> tuple[dict[str, Times], dict[str, Times]]:
+    """Whole processes, in turns after one unmeasured run of each: seconds by the wall, and processor seconds."""
+    ran: dict[str, list[Ran]] = {name: [] for name in commands}
     for run in range(runs + 1):
         for name, command in commands.items():
-            start = time.perf_counter()
-            peak = _peak_of(command, environment)
-            if run:
-                seconds[name].append(time.perf_counter() - start)
-                peaks[name] = max(peaks[name], peak)
-    return {name: Times(tuple(s)) for name, s in seconds.items()}, peaks
+            found = watched(command, environment)
+            ran[name] += [found] if run else []
+    peaks = {name: max(r.peak_mb for r in found) or None for name, found in ran.items()}
+    return (
+        {name: Times(tuple(r.seconds for r in found), peaks[name]) for name, found in ran.items()},
+        {name: Times(tuple(r.worked for r in found), peaks[name]) for name, found in ran.items()},
+    )
 
 
-def _peak_of(command: Sequence[str], environment: Mapping[str, str] | None) -> float:
-    """Run a command; its VmHWM in MB as last seen. getrusage would give this process's peak from before exec."""
+@dataclass(frozen=True)
+class Ran:
+    """A whole process: seconds by the wall, processor seconds, and its VmHWM in MB as last seen (0 if never).
+
+    getrusage would give this process's own peak from before exec.
+    """
+
+    seconds: float
+    worked: float
+    peak_mb: float
+
+
+def watched(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Ran:
+    """Run a command. Raises RuntimeError with what it said if it fails."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment) as running:
         peak, status = 0.0, Path(f"/proc/{running.pid}/status")
         while running.poll() is None:
             lines = status.read_text(encoding="ascii").splitlines() if status.exists() else []
             peak = max([peak, *(float(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))])
-            time.sleep(0.02)
+            time.sleep(_GLANCE)
         if running.returncode:
             said = running.stderr.read().decode() if running.stderr else ""
             raise RuntimeError(f"{' '.join(command)}: ended with {running.returncode}: {said[-2000:]}")
-    return peak
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Ran(time.perf_counter() - start, worked, peak)
 
 
 def keep(case: str, figures: Sequence[Figure], path: Path = KEPT) -> None:

@@ -8,7 +8,6 @@ is given the layers that make the latents by name. Needs the extra `benchmarks`.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.figures import Figure, faster
+from benchmarks.figures import Figure, slower
 from benchmarks.timing import in_turn
 from vaeprune import analyze, cut, plan
 from vaeprune.architectures import DenseVAE, initialise
@@ -75,8 +74,5 @@ def main() -> Sequence[Figure]:
     work = {ours: mine, theirs: other}
     both = {"": in_turn(work, RUNS), ", processor time": in_turn(work, RUNS, time.process_time)}
     assert results[ours].latent_size == results[theirs].latent_size == LATENTS - len(IDLE)
-    figures = []
-    for clock, times in both.items():
-        figure = faster(ours + clock, theirs, times[theirs], times[ours], "at most 3 times as long")
-        figures.append(dataclasses.replace(figure, ours=figure.theirs, theirs=figure.ours))
-    return figures
+    asked = "at most 3 times as long"
+    return [slower(ours + clock, theirs, times[ours], times[theirs], asked) for clock, times in both.items()]

@@ -14,8 +14,8 @@ import time
 
 import torch
 
-from benchmarks.moments import peak_resident_mb
 from benchmarks.residual_vae import IDLE, LATENTS, planted, smooth_images
+from benchmarks.timing import peak_resident_mb
 from vaeprune import adapt, analyze, cut
 from vaeprune.data import as_data
 from vaeprune.likelihood import Likelihood

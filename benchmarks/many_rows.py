@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.figures import Figure
-from benchmarks.moments import network, peak_resident_mb
+from benchmarks.moments import network
+from benchmarks.timing import peak_resident_mb
 from vaeprune.adapters import measuring
 from vaeprune.analysis.encoding_pass import accumulate
 from vaeprune.data.rows import StreamedRows

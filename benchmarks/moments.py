@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from pathlib import Path
 
 import torch
 
@@ -19,7 +18,7 @@ from vaeprune.adapters import measuring
 from vaeprune.adapters.measuring import batch_rows
 from vaeprune.analysis.encoding_pass import accumulate
 from vaeprune.architectures import DenseVAE, initialise
-from vaeprune.data.rows import StreamedRows
+from vaeprune.data.rows import MemoryRows, StreamedRows
 from vaeprune.data.sources import MemorySource
 from vaeprune.data.tiles import tiles
 
@@ -78,12 +77,19 @@ def _decoder_layers() -> list[torch.nn.Linear]:
     return [layer for layer in (*vae.decoder.modules(), vae.output) if isinstance(layer, torch.nn.Linear)]
 
 
-def peak_resident_mb() -> float:
-    """VmHWM of this process; getrusage's ru_maxrss would include the parent's peak from before exec."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+def on_gpu() -> list[Figure]:
+    """A million rows on a GPU, whose transfer and scaling are part of it, beside the CPU."""
+    if not torch.cuda.is_available():
+        print("the pass on a GPU is left out: there is no CUDA device here")
+        return []
+    rows = MemoryRows("tiles", tiles(ROWS, 0).repeat(17, 1, 1)[:1_000_000])
+    here, there = network(), network().cuda()
+    ours, theirs = "moments pass, a million rows, on the GPU", "on the CPU"
+    with measuring(here, there):
+        times = in_turn({ours: lambda: accumulate(there, rows), theirs: lambda: accumulate(here, rows)}, runs=5)
+    return [faster(ours, theirs, times[ours], times[theirs], "a figure")]
 
 
 def main() -> list[Figure]:
     print(f"{torch.get_num_threads()} threads")
-    return speed()
+    return [*speed(), *on_gpu()]

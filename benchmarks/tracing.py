@@ -19,7 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.moments import peak_resident_mb
+from benchmarks.timing import peak_resident_mb
 from vaeprune import adapt
 from vaeprune.architectures import DenseVAE, initialise
 from vaeprune.data.torchvision_shim import import_torchvision

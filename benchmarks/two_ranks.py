@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.figures import Figure, faster
 from benchmarks.moments import network
-from benchmarks.timing import Times
+from benchmarks.timing import Times, peak_resident_mb
 from vaeprune import ranks
 from vaeprune.adapters import measuring
 from vaeprune.analysis.encoding_pass import accumulate
@@ -40,13 +40,16 @@ def measured(path: str) -> None:
         moments = accumulate(vae, rows)
     assert moments.count == ROWS
     if ranks.rank() == 0:
-        print(time.perf_counter() - start)
+        print(time.perf_counter() - start, peak_resident_mb())
 
 
-def _seconds(words: Sequence[str], path: Path) -> float:
+def _run(words: Sequence[str], path: Path) -> tuple[float, float]:
+    """Seconds, and the peak of the first process in MB."""
     command = [sys.executable, *words, "-m", "benchmarks.two_ranks", str(path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    seconds, peak = map(float, done.stdout.split())
+    return seconds, peak
 
 
 def main() -> Sequence[Figure]:
@@ -55,11 +58,11 @@ def main() -> Sequence[Figure]:
         block = tiles(ROWS // 10, 0).numpy().reshape(-1, 784)
         np.save(path, np.concatenate([block] * 10))
         two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        found: tuple[list[float], list[float]] = ([], [])
+        found: tuple[list[tuple[float, float]], ...] = ([], [])
         for _ in range(RUNS):
-            for seconds, words in zip(found, (two, []), strict=True):
-                seconds.append(_seconds(words, path))
-    a, b = (Times(tuple(seconds)) for seconds in found)
+            for runs, words in zip(found, (two, []), strict=True):
+                runs.append(_run(words, path))
+    a, b = (Times(tuple(s for s, _ in runs), max(peak for _, peak in runs)) for runs in found)
     work = f"moments of {ROWS:,} rows from .npy, two processes of one thread"
     return [faster(work, "one process of one thread", a, b, "at least 1.8")]
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import math
 import re
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -192,6 +191,8 @@ def note_variance_law(vae: object, analysis: Analysis, quiet: bool) -> None:
     """Hold what was assumed of a foreign encoder's spread against the variance law, on stderr."""
     if not getattr(vae, "assumptions", ()):
         return
+    import statistics  # drags in fractions and decimals
+
     law = statistics.median(latent.variance_law for latent in analysis.latents)
     verdict = "near 1, as it is for a trained VAE whose spread was read rightly"
     if not _LAW[0] < law < _LAW[1]:

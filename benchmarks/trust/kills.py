@@ -56,10 +56,9 @@ class Whole:
 
 def campaign(ledger: Ledger, count: int) -> None:
     """Run them and print the result."""
-    from vaeprune.cli.app import app
+    from vaeprune.cli.app import SUMMARIES
 
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    names = [name for name, words in _COMMANDS.items() if words[0] in known]
+    names = [name for name, words in _COMMANDS.items() if words[0] in SUMMARIES]
     with tempfile.TemporaryDirectory() as room:
         prepare()
         sound = Path(room) / "sound"

@@ -61,7 +61,7 @@ def test_memory_that_is_used_again_for_the_next_batch_is_not_kept() -> None:
     x = torch.randint(0, 256, (3000, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     class Reused(MemoryRows):
-        def batches(self, size, dtype=torch.float32):
+        def batches(self, size, dtype=torch.float32, device=None):
             room = torch.empty(100, 4)
             for part in self.tensors[0].split(100):
                 yield (torch.div(part, 255, out=room[: len(part)]),)

@@ -12,6 +12,8 @@ from planted import MapVAE, OwnVAE, PlainVAE, dense, rows
 from vaeprune.analysis import symptoms
 from vaeprune.analysis.symptoms import Symptoms, examine
 from vaeprune.data import MemoryRows, as_data
+from vaeprune.data.rows import StreamedRows
+from vaeprune.data.sources import MemorySource
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import Posterior
 
@@ -145,8 +147,18 @@ def test_of_very_many_rows_short_runs_from_all_over_are_looked_at(monkeypatch: p
     monkeypatch.setattr(symptoms, "_RUNS", 10)
     monkeypatch.setattr(symptoms, "_MOST_ROWS", 50)
     x = torch.arange(1000.0).view(-1, 1).expand(-1, 2).contiguous()
-    (found,) = symptoms._thinned(Fixed(), MemoryRows("rows", x))
+    (found,) = symptoms._thinned(Fixed(), StreamedRows(MemorySource("rows", x), 0, None))
     assert found[:, 0].tolist() == [100 * run + i for run in range(10) for i in range(5)]
     monkeypatch.setattr(symptoms, "_SOON_READ", 1000)
     (found,) = symptoms._thinned(Fixed(), MemoryRows("rows", x))
     assert len({*torch.diff(found[:, 0]).tolist()}) == 1, "evenly from the whole"
+
+
+@pytest.mark.parametrize("count", [50, 3_000, 4_096, 4_097, 20_000, 70_001])
+def test_rows_in_memory_are_thinned_to_those_that_are_kept_of_a_stream(count: int) -> None:
+    x = torch.arange(2.0 * count).view(count, 2)
+    (memory,), (stream,) = (
+        symptoms._thinned(Fixed(), rows)
+        for rows in (MemoryRows("rows", x), StreamedRows(MemorySource("rows", x), 0, None))
+    )
+    assert torch.equal(memory, stream)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from vaeprune.cli.app import app
+from vaeprune.cli.app import SUMMARIES, app
 
 import vaeprune as package
 
@@ -149,6 +149,22 @@ def test_help_lists_each_command_with_a_sentence(vaeprune):
     named = [line.split(maxsplit=1) for line in lines]
     assert [name for name, _ in named] == COMMANDS
     assert all(sentence.endswith(".") for _, sentence in named)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_summary_is_the_first_sentence_of_its_command(command):
+    told = typer.main.get_command(app).commands[command].help
+    assert told.partition("\n\n")[0].replace("\n", " ") == SUMMARIES[command]
+
+
+def test_help_loads_no_command_and_a_command_only_itself():
+    words = "import sys; from vaeprune.cli.__main__ import run; run({}); print(*sys.modules)"
+    loaded = {}
+    for asked in (["--help"], ["bench", "--help"]):
+        done = subprocess.run([sys.executable, "-c", words.format(asked)], capture_output=True, text=True, check=True)
+        modules = done.stdout.splitlines()[-1].split()
+        loaded[asked[0]] = [command for command in COMMANDS if f"vaeprune.cli.{command}" in modules]
+    assert loaded == {"--help": [], "bench": ["bench"]}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

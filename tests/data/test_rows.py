@@ -88,6 +88,19 @@ def test_floats_stay_as_they_are() -> None:
 # In memory
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_batches_on_a_gpu_are_those_of_the_cpu_bit_for_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (70_000, 30), np.uint8)
+    np.save(tmp_path / "rows.npy", x)
+    device = torch.device("cuda")
+    for rows in (MemoryRows("rows", torch.from_numpy(x)), StreamedRows(FileSource(tmp_path / "rows.npy"), 0, None)):
+        here = torch.cat([b.clone() for (b,) in rows.batches(500, dtype)])
+        there = torch.cat([b.clone() for (b,) in rows.batches(500, dtype, device)])
+        assert there.device.type == "cuda"
+        assert torch.equal(there.cpu(), here)
+
+
 def test_batches_in_memory_are_all_rows_in_order() -> None:
     x = normal(10, 2, 3)
     rows = MemoryRows("array", x)

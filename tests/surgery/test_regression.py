@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from planted import OwnVAE, randomise
 from vaeprune.posterior import Posterior
-from vaeprune.surgery.probe import Run, Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.regression import (
     Places,
     as_matrix,
@@ -28,6 +28,7 @@ from vaeprune.surgery.regression import (
     with_ones,
 )
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Run, Watcher
 
 
 class OneLayer(OwnVAE):

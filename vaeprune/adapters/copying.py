@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -15,9 +15,17 @@ from vaeprune.errors import ModelError
 M = TypeVar("M", bound=nn.Module)
 
 
-def copied(module: M) -> M:
-    """An independent copy, also of modules that keep computed tensors, which `deepcopy` refuses. Raises ModelError."""
-    memo: dict[int, Any] = {}
+def copied(module: M, sharing: Collection[Tensor] = ()) -> M:
+    """An independent copy, also of modules that keep computed tensors, which `deepcopy` refuses. Raises ModelError.
+
+    Parameters in `sharing` get parameters of their own in the copy, in the same memory: for those that are only read,
+    or replaced at once.
+    """
+    memo: dict[int, Any] = {
+        id(tensor): nn.Parameter(tensor.detach(), tensor.requires_grad)
+        for tensor in sharing
+        if type(tensor) is nn.Parameter
+    }
     for part in module.modules():
         for tensor in _tensors(vars(part)):
             if not tensor.is_leaf:  # a cached activation, or the weight that weight_norm computes

@@ -61,10 +61,10 @@ def batches_for(vae: VAE, rows: Rows, size: int | None = None) -> Iterator[Batch
     """
     shape = to_shape(rows.row_shape, vae.input_shape, rows.name)
     dtype, device = element_type(vae)
-    for x, *conditions in rows.batches(size or batch_rows(rows.row_shape, device.type), dtype):
+    for x, *conditions in rows.batches(size or batch_rows(rows.row_shape, device.type), dtype, device):
         if rows.scaled_to != (0.0, 1.0):
             vae.likelihood.check_range(x, rows.name)
-        yield (x.reshape(-1, *shape).to(device), *(c.to(device) for c in conditions))
+        yield (x.reshape(-1, *shape), *conditions)
 
 
 def element_type(vae: VAE) -> tuple[torch.dtype, torch.device]:

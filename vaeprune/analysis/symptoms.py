@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vaeprune.adapters import batches_for
 from vaeprune.analysis.effective_beta import EffectiveBeta, effective_beta
-from vaeprune.data import Rows
+from vaeprune.data import MemoryRows, Rows
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import VAE, Posterior
 
@@ -97,9 +97,12 @@ def examine(vae: VAE, rows: Rows, seed: int = 0) -> Symptoms | None:
 def _thinned(vae: VAE, rows: Rows) -> list[Tensor]:
     """At most `_MOST_ROWS` rows and their conditions, evenly from the whole, since files may be sorted.
 
-    Of very many rows they are taken as short runs, so that the others need not be read.
+    Of rows in memory only those are converted. Of very many others they are taken as short runs, so that the rest need
+    not be read.
     """
     most = max(32, min(_MOST_ROWS, _MOST_VALUES // math.prod(rows.row_shape)))
+    if isinstance(rows, MemoryRows):
+        return _evenly(vae, rows, most)
     if rows.count is not None and rows.count > _SOON_READ:
         runs = [next(iter(batches_for(vae, rows.part(i, _RUNS), max(1, most // _RUNS)))) for i in range(_RUNS)]
         return [torch.cat(parts) for parts in zip(*runs, strict=True)]
@@ -116,6 +119,15 @@ def _thinned(vae: VAE, rows: Rows) -> list[Tensor]:
     parts = [torch.cat(parts) for parts in zip(*kept, strict=True)]
     step = -(-len(parts[0]) // most)
     return [part[::step] for part in parts]
+
+
+def _evenly(vae: VAE, rows: MemoryRows, most: int) -> list[Tensor]:
+    """The same rows as are kept of a stream that long."""
+    stride = 1
+    while rows.count > 2 * most * stride:
+        stride *= 2
+    few = rows.every(stride * math.ceil(math.ceil(rows.count / stride) / most))
+    return [torch.cat(parts) for parts in zip(*batches_for(vae, few), strict=True)]
 
 
 class _Sums:

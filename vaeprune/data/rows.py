@@ -18,6 +18,7 @@ from vaeprune.errors import DataError
 Batch = tuple[Tensor, ...]  # x (B, ...), then the conditions
 Span = tuple[float, float]  # what uint8 is scaled to
 Choose = Callable[[NDArray[np.uint64]], NDArray[np.bool_]]
+_CPU = torch.device("cpu")
 
 
 class Rows(Protocol):
@@ -43,8 +44,8 @@ class Rows(Protocol):
         """The range all values are known to lie in, because they were uint8 and scaled; None for others."""
         ...
 
-    def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
-        """All rows in order, at most `size` at a time; uint8 is scaled, floats stay as they are."""
+    def batches(self, size: int, dtype: torch.dtype = torch.float32, device: torch.device = _CPU) -> Iterator[Batch]:
+        """All rows in order on `device`, at most `size` at a time; uint8 is scaled, floats stay as they are."""
         ...
 
     def part(self, index: int, of: int) -> Rows:
@@ -62,15 +63,19 @@ class MemoryRows:
         for tensor in tensors:
             _refuse_non_finite(tensor, name)
 
-    def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+    def batches(self, size: int, dtype: torch.dtype = torch.float32, device: torch.device = _CPU) -> Iterator[Batch]:
         """Slices of the tensors, converted one batch at a time."""
         for start in range(0, self.count, size):
-            yield as_batch([t[start : start + size] for t in self.tensors], dtype, self._span)
+            yield as_batch([t[start : start + size] for t in self.tensors], dtype, self._span, device=device)
 
     def part(self, index: int, of: int) -> MemoryRows:
         """A run of the rows, without copying; `of` of them are as even as can be, and may be empty."""
         first, last = span_of(self.count, index, of)
         return MemoryRows(self.name, *(t[first:last] for t in self.tensors), span=self._span)
+
+    def every(self, step: int) -> MemoryRows:
+        """Rows 0, step, 2·step, …, without copying."""
+        return MemoryRows(self.name, *(t[::step] for t in self.tensors), span=self._span)
 
     def take(self, indices: Tensor, dtype: torch.dtype = torch.float32) -> Batch:
         """The rows at `indices`, as a batch."""
@@ -109,7 +114,7 @@ class StreamedRows:
             self._source, self._seed, self._choose, self._limit, self._span, count=count, share=(index, of)
         )
 
-    def batches(self, size: int, dtype: torch.dtype = torch.float32) -> Iterator[Batch]:
+    def batches(self, size: int, dtype: torch.dtype = torch.float32, device: torch.device = _CPU) -> Iterator[Batch]:
         """Batches of up to `size` rows; each is valid until the next is asked for, which may reuse its memory."""
         room: Tensor | None = None
         for block in limited_blocks(self._source, self._limit, self._share):
@@ -120,7 +125,7 @@ class StreamedRows:
                 parts = [torch.from_numpy(part[start : start + size]) for part in block]
                 if room is None and self.scaled_to is not None:
                     room = torch.empty(size, *self.row_shape)
-                yield as_batch(parts, dtype, self._span, room)
+                yield as_batch(parts, dtype, self._span, room, device)
 
 
 def limited_blocks(source: Source, limit: int | None, share: tuple[int, int] = (0, 1)) -> Iterator[Block]:
@@ -214,20 +219,38 @@ def samples(
     return [sample.rows(source, seed, limit, span) for sample in found], read - sum(s.chosen for s in found)
 
 
-def as_batch(parts: Sequence[Tensor], dtype: torch.dtype, span: Span, room: Tensor | None = None) -> Batch:
-    """Rows as floats, uint8 scaled to `span`; conditions keep their integers.
+def as_batch(
+    parts: Sequence[Tensor],
+    dtype: torch.dtype,
+    span: Span,
+    room: Tensor | None = None,
+    device: torch.device = _CPU,
+) -> Batch:
+    """Rows as floats on `device`, uint8 scaled to `span`; conditions keep their integers.
 
-    `room`, where it has the type and enough rows, takes the scaled rows, so that no memory is asked for.
+    `room`, where it has the type and enough rows, takes the scaled rows, so that no memory is asked for. To a GPU bytes
+    go as bytes, a quarter of the floats, and are scaled there.
     """
     rows = parts[0]
     if rows.dtype == torch.uint8:
-        if dtype == torch.float32:  # in one pass; other types would be rounded to float32 on the way
+        if device.type == "cuda":
+            rows = _moved(rows, device)
+            rows = rows.to(dtype).div_(torch.full((), 255.0, dtype=dtype, device=device))  # by a number: by its inverse
+        elif dtype == torch.float32:  # in one pass; other types would be rounded to float32 on the way
             rows = torch.div(rows, 255, out=None if room is None else room[: len(rows)])
         else:
             rows = rows.to(dtype).div_(255)
         if span != (0.0, 1.0):
             rows = rows.mul_(span[1] - span[0]).add_(span[0])
-    return (rows.to(dtype), *(part.to(dtype) if part.is_floating_point() else part for part in parts[1:]))
+    batch = (rows.to(dtype), *(part.to(dtype) if part.is_floating_point() else part for part in parts[1:]))
+    return tuple(_moved(part, device) for part in batch)
+
+
+def _moved(part: Tensor, device: torch.device) -> Tensor:
+    """On `device`; to a GPU from page-locked memory, so that the next batch is made ready while this one is encoded."""
+    if device.type == "cuda" and part.device.type == "cpu":
+        return part.pin_memory().to(device, non_blocking=True)
+    return part.to(device)
 
 
 def _none_left(source: Source, seed: int, limit: int | None) -> DataError:

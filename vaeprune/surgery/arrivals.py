@@ -31,7 +31,7 @@ class Arrivals:
         self._subject, self._run, self._of_output = subject, run, of_output
         self.before = Uses()
         self._at_rest: tuple[Tensor, ...] = subject.run(lambda vae: run(vae, 1), self.before)
-        growth = growth_of(subject, run)
+        growth = growth_of(subject, run, self.before)
         self.unbatched = growth.unbatched
         self.at_once = rows_at_once(self.before) if growth.by_rows else 1
 
@@ -90,6 +90,7 @@ class Uses(Recorder):
 
     def passed(self, passenger: Passenger, value: Tensor) -> None:
         """Note parameters that are added or multiplied."""
+        super().passed(passenger, value)
         self.uses += [(key, "a parameter of each channel") for key in passenger.axes]
 
     def unknown(self, call: Unknown, value: Any, where: str) -> Any:

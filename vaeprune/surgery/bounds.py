@@ -22,8 +22,9 @@ from torch.overrides import TorchFunctionMode
 from vaeprune.surgery.bound_calls import Call, tensors_in
 from vaeprune.surgery.bound_rules import result_bounds
 from vaeprune.surgery.intervals import Interval, between, by_channel, unbounded
-from vaeprune.surgery.probe import Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Watcher
 
 __all__ = ["Interval", "operand_bounds"]
 

@@ -6,11 +6,13 @@ runs with the removed latents held and everything else varied, and the columns t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.sites import Site
@@ -23,15 +25,43 @@ class CannotHold(TraceError):
     """A constant other than 0 that a weight's bias cannot take over."""
 
 
-def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]) -> dict[str, Tensor]:
-    """For each bias, what to add (float64, before slicing) when the latents in `constants` are held at their values.
+@dataclass(frozen=True)
+class Held:
+    """The decoder, with some latents held at `constants` and everything else varied.
+
+    `z`: (rows, *latent_shape), and the conditions that go with it; `output`: what is made of them.
+    """
+
+    subject: Subject
+    constants: Mapping[int, float]
+    z: Tensor
+    conditions: Batch
+    decoding: Recorder
+    output: Tensor
+
+
+def hold(subject: Subject, constants: Mapping[int, float]) -> Held:
+    """Decode random z in which each latent in `constants` has its value."""
+    generator = torch.Generator().manual_seed(1)
+    z = 2 * torch.randn(_VARIED_ROWS, *subject.vae.latent_shape, generator=generator, dtype=torch.float64)
+    for latent, value in constants.items():
+        z[:, latent] = value
+    rows = torch.arange(_VARIED_ROWS) % len(subject.example[0])
+    conditions = tuple(part[rows] for part in subject.example[1:])
+    z = z.to(subject.example[0])
+    seen = Recorder()
+    output = subject.run(lambda vae: vae.decode(z.clone(), *conditions), seen)
+    return Held(subject, constants, z, conditions, seen, output)
+
+
+def bias_changes(held: Held, traced: Trace) -> dict[str, Tensor]:
+    """For each bias, what to add (float64, before slicing) when latents are held.
 
     Raises CannotHold where a constant other than 0 meets zero padding, position-dependent taps or a weight without
     bias, or where a column that would go is not constant; holding the latents at 0 may then do. Raises TraceError where
     one weight is called several times and would need several biases.
     """
-    removed = sorted(constants)
-    seen = _operands(subject, removed, [constants[i] for i in removed])
+    removed, seen = sorted(held.constants), held.decoding
     changes: dict[str, Tensor] = {}
     needed: set[str] = set()
     for site, operand in zip(seen.sites, seen.operands, strict=True):
@@ -47,26 +77,13 @@ def bias_changes(subject: Subject, traced: Trace, constants: Mapping[int, float]
             raise CannotHold(f"{site.key}: {why}, so it cannot take over a constant other than 0")
         if site.bias is None or site.bias_unknown:
             continue
-        change = response(subject.weight(site.key), site, columns, values)
+        change = response(held.subject.weight(site.key), site, columns, values)
         if site.bias in changes and not torch.allclose(changes[site.bias], change, rtol=1e-9, atol=1e-12):
             raise TraceError(f"{site.key}: is called several times and sees different constants")
         changes[site.bias] = change
         if values.any():
             needed.add(site.bias)
     return {bias: change for bias, change in changes.items() if bias in needed}
-
-
-def _operands(subject: Subject, removed: Sequence[int], values: Sequence[float]) -> Recorder:
-    generator = torch.Generator().manual_seed(1)
-    z = 2 * torch.randn(_VARIED_ROWS, *subject.vae.latent_shape, generator=generator, dtype=torch.float64)
-    for latent, value in zip(removed, values, strict=True):
-        z[:, latent] = value
-    rows = torch.arange(_VARIED_ROWS) % len(subject.example[0])
-    condition = [part[rows] for part in subject.example[1:]]
-    z = z.to(subject.example[0])
-    seen = Recorder()
-    subject.run(lambda vae: vae.decode(z, *condition), seen)
-    return seen
 
 
 def _constant_columns(site: Site, operand: Tensor, columns: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from torch import Tensor
 from vaeprune.data import Batch
 from vaeprune.posterior import VAE, Posterior
 from vaeprune.surgery.channels import Call, Side
-from vaeprune.surgery.probe import Run, Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.regression import MOST_FEATURES, Places, features
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Run, Watcher
 
 DRAWS = 4
 _PRIOR_SHARE = 4  # one prior row to so many posterior rows: generated rows must stay right, too

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vaeprune.adapters import AdaptedVAE
 from vaeprune.adapters.adapted import unwrapped
-from vaeprune.adapters.copying import copied, make_plain, replace_tensors
+from vaeprune.adapters.copying import aliases, copied, make_plain, replace_tensors
 from vaeprune.architectures.low_rank import split_layers
 from vaeprune.errors import ModelError, PlanError
 from vaeprune.storage import weights_sha256
@@ -29,19 +29,47 @@ def cut(model: M, plan: Plan) -> M:
     return cut_any_weights(model, plan)
 
 
-def cut_any_weights(model: M, plan: Plan) -> M:
-    """As `cut`, but the weights may be others of the same shapes: the same ones in float64, or grown from them."""
-    network = copied(network_of(model))
-    if plan.made_plain:
-        make_plain(network)
+def cut_any_weights(model: M, plan: Plan, sharing: bool = False) -> M:
+    """As `cut`, but the weights may be others of the same shapes: the same ones in float64, or grown from them.
+
+    With `sharing` parameters that the plan leaves alone are in the memory of the model's own: for a result that is
+    run and dropped.
+    """
+    whole = network_of(model)
     try:
-        replace_tensors(network, apply(network.state_dict(), plan), plan.attributes)
+        network, smaller = _made_plain(whole, plan) if plan.made_plain else _resizable(whole, plan, sharing)
+        replace_tensors(network, smaller, plan.attributes)
         _split(network, plan)
     except ModelError as error:
         raise PlanError(error.message, error.hint) from error
     if isinstance(model, AdaptedVAE):
         return model.with_network(network, len(plan.kept_latents))  # type: ignore[return-value]
     return network  # type: ignore[return-value]
+
+
+def _made_plain(whole: nn.Module, plan: Plan) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy whose computed weights are plain, and its tensors after the cut."""
+    network = copied(whole)
+    make_plain(network)
+    return network, apply(network.state_dict(), plan)
+
+
+def _resizable(whole: nn.Module, plan: Plan, sharing: bool) -> tuple[nn.Module, dict[str, Tensor]]:
+    """A copy to be given tensors of other shapes, and all its tensors after that.
+
+    What gets another shape is replaced, so it need not be copied first.
+    """
+    before = whole.state_dict()
+    smaller = apply(before, plan)
+    changed = {key: value for key, value in smaller.items() if value is not before[key]}
+    replaced = [
+        tensor
+        for tensor, keys in aliases(whole)
+        if (keys[0] in changed and changed[keys[0]].shape != tensor.shape)
+        or (sharing and changed.keys().isdisjoint(keys))
+    ]
+    network = copied(whole, replaced)
+    return network, {**network.state_dict(), **changed}
 
 
 def cut_state_dict(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
@@ -56,7 +84,8 @@ def cut_state_dict(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]
         )
     if plan.factors:
         raise PlanError(f"plan: makes {', '.join(plan.factors)} two layers each", "apply it to the module with cut")
-    return apply(state, plan)
+    smaller = apply(state, plan)
+    return {key: value.detach().clone() if value is state[key] else value for key, value in smaller.items()}
 
 
 def _split(network: nn.Module, plan: Plan) -> None:
@@ -81,8 +110,11 @@ def refuse_other_weights(state: Mapping[str, Tensor], plan: Plan) -> None:
 
 
 def apply(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The arithmetic of a plan in the precision of `state`, which need not be the weights it was made for."""
-    smaller = {key: value.detach().clone() for key, value in state.items()}
+    """The arithmetic of a plan in the precision of `state`, which need not be the weights it was made for.
+
+    What the plan leaves alone is the very tensor of `state`.
+    """
+    smaller = dict(state)
     for key, change in plan.bias_changes.items():
         _add(smaller, key, change)
     for part in plan.slices:
@@ -90,7 +122,7 @@ def apply(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
         if tensor is None or tensor.dim() <= part.axis or tensor.shape[part.axis] != part.size:
             got = None if tensor is None else tuple(tensor.shape)
             raise PlanError(f"plan: cuts {part.key} on axis {part.axis} of {part.size}, the weights have {got}")
-        smaller[part.key] = tensor.index_select(part.axis, torch.tensor(part.kept, device=tensor.device))
+        smaller[part.key] = tensor.detach().index_select(part.axis, torch.tensor(part.kept, device=tensor.device))
     for key, change in plan.refits.items():
         _add(smaller, key, change)
     return smaller
@@ -100,7 +132,7 @@ def _add(state: dict[str, Tensor], key: str, change: Tensor) -> None:
     """Add in float64, in the type of the weights."""
     if key not in state or state[key].shape != change.shape:
         raise PlanError(f"plan: changes {key} by {tuple(change.shape)}, the weights have no such tensor")
-    state[key] = (state[key].double() + change.to(state[key].device)).to(state[key].dtype)
+    state[key] = (state[key].detach().double() + change.to(state[key].device)).to(state[key].dtype)
 
 
 def network_of(model: object) -> nn.Module:

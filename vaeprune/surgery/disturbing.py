@@ -11,8 +11,9 @@ from torch import Tensor
 
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE
-from vaeprune.surgery.probe import Recorder, Run, Subject, Watcher
+from vaeprune.surgery.probe import Recorder, Replayed, Subject
 from vaeprune.surgery.sites import Passenger, Site, Unknown
+from vaeprune.surgery.watching import Run, Watcher
 
 _GOLDEN = 0.6180339887  # its multiples, taken modulo 1, lie evenly: no two channels change by the same
 
@@ -116,20 +117,21 @@ class Growth:
     by_rows: bool
 
 
-def growth_of(subject: Subject, run: Callable[[VAE, int], Any]) -> Growth:
-    """Compare a run of one row with one of two."""
-    one, two = _Shapes(), _Shapes()
-    subject.run(lambda vae: run(vae, 1), one)
+def growth_of(subject: Subject, run: Callable[[VAE, int], Any], one: Recorder) -> Growth:
+    """Compare `one`, the record of a run of one row, with a run of two."""
+    two = _Shapes(one)
     subject.run(lambda vae: run(vae, 2), two)
-    unbatched = frozenset(c for c, pair in enumerate(zip(one.read, two.read, strict=False)) if not _by_rows(*pair))
+    pairs = zip((tuple(operand.shape) for operand in one.operands), two.read, strict=False)
+    unbatched = frozenset(c for c, pair in enumerate(pairs) if not _by_rows(*pair))
     passed = all(_by_rows(*pair) for pair in zip(one.passed_on, two.passed_on, strict=False))
     return Growth(unbatched, passed and not unbatched)
 
 
-class _Shapes(Watcher):
+class _Shapes(Replayed):
     """The shapes of what weights read, and of what comes out of per-channel parameters, in the order of a run."""
 
-    def __init__(self) -> None:
+    def __init__(self, one: Recorder) -> None:
+        super().__init__(one)
         self.read: list[tuple[int, ...]] = []
         self.passed_on: list[tuple[int, ...]] = []
 

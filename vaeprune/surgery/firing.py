@@ -16,9 +16,10 @@ from vaeprune.surgery.assembling import Chosen
 from vaeprune.surgery.channels import Call, Side
 from vaeprune.surgery.hidden import Hidden
 from vaeprune.surgery.observing import Pass, passes
-from vaeprune.surgery.probe import Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.reference import Holding
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Watcher
 
 _ROUNDING = 1e-6
 

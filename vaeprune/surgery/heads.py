@@ -12,9 +12,10 @@ from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import Posterior
 from vaeprune.surgery.disturbing import Disturbed, by_channel, differs
-from vaeprune.surgery.probe import Recorder, Run, Subject, Watcher
+from vaeprune.surgery.probe import Recorder, Subject
 from vaeprune.surgery.sites import Site
 from vaeprune.surgery.trace import Trace, Writer, rows_at_once
+from vaeprune.surgery.watching import Run, Watcher
 
 _MOST_CANDIDATES = 128
 _MOST_SAMPLES = 20_000

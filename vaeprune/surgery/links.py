@@ -16,9 +16,10 @@ from torch import Tensor
 from vaeprune.surgery.channels import Call, Channels, Group, Side
 from vaeprune.surgery.curvature import Moments
 from vaeprune.surgery.elimination import Order
-from vaeprune.surgery.probe import Run, Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.regression import as_matrix, best_combinations
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Run, Watcher
 
 _ROUNDING = 1e-9
 

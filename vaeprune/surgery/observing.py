@@ -13,8 +13,9 @@ from vaeprune.adapters import batches_for
 from vaeprune.data import Rows
 from vaeprune.posterior import VAE, Posterior
 from vaeprune.surgery.channels import Call, Side
-from vaeprune.surgery.probe import Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Watcher
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +16,16 @@ from vaeprune.data import Batch, DataSets, as_data
 from vaeprune.errors import PlanError, TraceError
 from vaeprune.posterior import VAE
 from vaeprune.storage import weights_sha256
-from vaeprune.surgery.constants import CannotHold, bias_changes
+from vaeprune.surgery.constants import CannotHold, Held, bias_changes, hold
 from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan, Removal, Slice
-from vaeprune.surgery.probe import Subject
+from vaeprune.surgery.probe import Replayed, Subject, on_shared_weights
 from vaeprune.surgery.sizes import first_that_works, layer_sizes, own_sizes, refuse_shape
-from vaeprune.surgery.trace import Trace, trace
+from vaeprune.surgery.trace import Trace, Undisturbed, follow, refuse_hidden_z, repeated, undisturbed
 
 _EXAMPLE_ROWS = 8
 _ZERO = 1e-6
+_SAME = 1e-5  # of the largest value: how far rounding may move what a weight reads
 
 
 def plan(
@@ -48,24 +50,29 @@ def plan(
     if vae.latent_size != analysis.latent_size:
         raise PlanError(f"analysis: is of {analysis.latent_size} latents, the model has {vae.latent_size} latents")
     example: Batch = next(iter(batches_for(vae, sets.select, _EXAMPLE_ROWS)))
-    traced = trace(vae, example)
+    refuse_hidden_z(vae)
+    made = on_shared_weights(vae, example, partial(_planned, vae, analysis, removed))
+    return replace(made, data=sets.describe() | {"calibrate_rows": analysis.n_samples})
+
+
+def _planned(vae: VAE, analysis: Analysis, removed: list[int], subject: Subject) -> Plan:
+    rest = undisturbed(subject)
+    traced = follow(rest)
     refuse_inseparable(traced, removed)
     _refuse_leaks(traced, analysis, removed)
-    subject = Subject(vae, example)
-    constants, changes = _constants(subject, traced, analysis, removed)
-    slices = _slices(subject, traced, removed)
+    held, changes = _constants(subject, traced, analysis, removed)
     made = Plan(
         weights_sha256=weights_sha256(vae.network.state_dict()),
         scope="latents",
         latent_size=analysis.latent_size,
-        removals=tuple(_removal(analysis, i, constants[i]) for i in removed),
-        slices=slices,
+        removals=tuple(_removal(analysis, i, held.constants[i]) for i in removed),
+        slices=_slices(subject, traced, removed),
         attributes={},
-        data=sets.describe() | {"calibrate_rows": analysis.n_samples},
+        data={},
         bias_changes={n: change for key, change in changes.items() for n in subject.names(key)},
         made_plain=subject.plain,
     )
-    return replace(made, attributes=_sizes(vae, example, made))
+    return replace(made, attributes=_sizes(vae, rest, held, made))
 
 
 def chosen_latents(analysis: Analysis, keep: Collection[int], remove: Collection[int]) -> list[int]:
@@ -135,14 +142,14 @@ def _some(latents: list[int]) -> str:
 
 def _constants(
     subject: Subject, traced: Trace, analysis: Analysis, removed: list[int]
-) -> tuple[dict[int, float], dict[str, Tensor]]:
+) -> tuple[Held, dict[str, Tensor]]:
     """E[mu_i] where what reads the latent can hold it; 0, the prior's mean, where it cannot."""
-    constants = {i: analysis.latents[i].mean for i in removed}
+    held = hold(subject, {i: analysis.latents[i].mean for i in removed})
     try:
-        return constants, bias_changes(subject, traced, constants)
+        return held, bias_changes(held, traced)
     except CannotHold:
-        constants = dict.fromkeys(removed, 0.0)
-        return constants, bias_changes(subject, traced, constants)
+        held = hold(subject, dict.fromkeys(removed, 0.0))
+        return held, bias_changes(held, traced)
 
 
 def _slices(subject: Subject, traced: Trace, removed: list[int]) -> tuple[Slice, ...]:
@@ -187,28 +194,29 @@ def _united(traced: Trace) -> list[tuple[tuple[tuple[str, int], ...], Tensor]]:
     return list(united.items())
 
 
-def _sizes(vae: VAE, example: Batch, made: Plan) -> dict[str, int]:
-    """Every integer to set, tried on the cut model: encode, decode and sample must run, and compute the same."""
+def _sizes(vae: VAE, rest: Undisturbed, held: Held, made: Plan) -> dict[str, int]:
+    """Every integer to set, tried on the cut model: encode, decode and sample must run, and compute the same.
+
+    Where a weight is the original's own and reads what the original's read, its result is not computed again.
+    """
     layers = layer_sizes(vae.network, made.slices)
-    kept = made.kept_latents
+    kept, sharing = made.kept_latents, bool(rest.subject.shared)
 
     def check(own: dict[str, int]) -> None:
-        candidate = replace(made, attributes=layers | own)
-        smaller = cut_any_weights(vae, candidate)
+        smaller = cut_any_weights(vae, replace(made, attributes=layers | own), sharing)
+        cut = Subject(smaller, rest.example, sharing=sharing)
+        rows = repeated(cut.example, _EXAMPLE_ROWS)
+        posterior = cut.run(lambda vae: vae.encode(*rows), Replayed(rest.encoding, _SAME))
+        z = held.z[:, kept]
+        decoded = cut.run(lambda vae: vae.decode(z, *held.conditions), Replayed(held.decoding, _SAME))
+        for name, reference, found in (
+            ("mean", repeated((rest.posterior.mean[:, kept],), _EXAMPLE_ROWS)[0], posterior.mean),
+            ("logvar", repeated((rest.posterior.logvar[:, kept],), _EXAMPLE_ROWS)[0], posterior.logvar),
+            ("decoded row", held.output, decoded),
+        ):
+            refuse_shape(tuple(found.shape), tuple(reference.shape), name, vae.network, made.latent_size)
+            refuse_other_values(reference, found, name)
         with measuring(vae, smaller):
-            before, after = vae.encode(*example), smaller.encode(*example)
-            for name, reference, found in (
-                ("mean", before.mean[:, kept], after.mean),
-                ("logvar", before.logvar[:, kept], after.logvar),
-            ):
-                refuse_shape(tuple(found.shape), tuple(reference.shape), name, vae.network, made.latent_size)
-                refuse_other_values(reference, found, name)
-            z = torch.randn(before.mean.shape, generator=torch.Generator().manual_seed(2)).to(before.mean)
-            for removal in made.removals:
-                z[:, removal.latent] = removal.constant
-            reference, found = vae.decode(z, *example[1:]), smaller.decode(z[:, kept], *example[1:])
-            refuse_shape(tuple(found.shape), tuple(reference.shape), "decoded row", vae.network, made.latent_size)
-            refuse_other_values(reference, found, "decoded row")
             try_sample(vae.network, smaller.network)
 
     return layers | first_that_works(own_sizes(vae.network, made.latent_size, len(kept), layers), check)

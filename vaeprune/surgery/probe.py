@@ -1,155 +1,23 @@
-"""Run a copy of the model with every call on weights in view, and change what goes in or comes out of them.
-
-Nothing is known of the model's code: a `TorchFunctionMode` sees each torch function that gets a weight as an operand,
-recognised by identity, whether it is called by a module, functionally, or as an operator. A transposed view of a weight
-is still that weight.
-"""
+"""A copy of a model to be run with every call on weights in view, and runs that are kept to compare others with."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 from vaeprune.adapters import element_type
 from vaeprune.adapters.copying import aliases, copied, make_plain
 from vaeprune.data import Batch
 from vaeprune.posterior import VAE
-from vaeprune.surgery.sites import Passenger, Site, Unknown, View, classify, derived
+from vaeprune.surgery.sites import Passenger, Site, View
+from vaeprune.surgery.watching import CannotShare, Run, Watcher, Watching
 
-# functions without weights of their own that let every channel see every other
-_MIXING = {
-    "layer_norm", "group_norm", "instance_norm", "rms_norm", "softmax", "log_softmax", "normalize",
-    "scaled_dot_product_attention", "multi_head_attention_forward", "local_response_norm",
-}  # fmt: skip
-
-
-class Run:
-    """One call of a site, which can be made again with another operand or other weights."""
-
-    def __init__(self, site: Site, func: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        self.site, self._func = site, func
-        self._args, self._kwargs = list(args), dict(kwargs)
-
-    @property
-    def operand(self) -> Tensor:
-        """What the site reads."""
-        found: Tensor = self.argument(self.site.operand)
-        return found
-
-    def argument(self, place: int | str) -> Any:
-        """An argument by position or name, None if it was not given."""
-        if isinstance(place, int):
-            return self._args[place] if place < len(self._args) else None
-        return self._kwargs.get(place)
-
-    def replace(self, place: int | str, value: Any) -> None:
-        """Set an argument for all further calls."""
-        if isinstance(place, int):
-            self._args[place] = value
-        else:
-            self._kwargs[place] = value
-
-    def __call__(
-        self, operand: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor:
-        """The result; `weight` and `bias` in the layout of the state dict."""
-        args, kwargs = list(self._args), dict(self._kwargs)
-        views = (weight if weight is None else weight.permute(self.site.axes)), bias
-        for place, value in zip(
-            (self.site.operand, self.site.weight, self.site.bias_place), (operand, *views), strict=True
-        ):
-            if value is not None:
-                (args if isinstance(place, int) else kwargs)[place] = value  # type: ignore[index]
-        found: Tensor = self._func(*args, **kwargs)
-        return found
-
-    def taps(self, operand: Tensor) -> Tensor:
-        """(T, *result's places): which place of the operand (its number, from 1) each tap sees there; 0 is padding.
-
-        The convolution itself is run on an image of place numbers, once for each tap with a kernel that is 1 there.
-        """
-        kernel = self.argument(self.site.weight).shape[2:]
-        taps, places = math.prod(kernel), operand.shape[2:]
-        numbers = torch.arange(1, math.prod(places) + 1, dtype=torch.float64).view(1, 1, *places)
-        single = torch.eye(taps, dtype=torch.float64).view(taps, 1, *kernel)
-        if self.site.transposed:
-            single = single.transpose(0, 1)
-        names = dict(self._kwargs) | dict(zip(self.site.names, self._args, strict=False))
-        found: Tensor = self._func(**names | {"input": numbers, "weight": single, "bias": None, "groups": 1})
-        return found[0].round().long()
-
-
-class Watcher:
-    """What to do at each call on weights; the base class does nothing and changes nothing.
-
-    `call` counts calls of sites within one run. The value returned replaces the operand or result.
-    """
-
-    def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
-        """Before a site reads `value`."""
-        return value
-
-    def compute(self, call: int, site: Site, run: Run) -> Tensor:
-        """What a site writes; where that is known it need not be computed again."""
-        return run()
-
-    def result(self, call: int, site: Site, value: Tensor) -> Tensor:
-        """After a site wrote `value`."""
-        return value
-
-    def passed(self, passenger: Passenger, value: Tensor) -> None:
-        """`value` came out of a call with per-channel parameters."""
-
-    def unknown(self, call: Unknown, value: Any, where: str) -> Any:
-        """`value` came out of a call on weights that is not understood, in the module at path `where`."""
-        return value
-
-    def mixed(self, function: str, value: Tensor, where: str) -> None:
-        """`value` went into a function that mixes channels, in the module at path `where`."""
-
-
-class _Mode(TorchFunctionMode):
-    def __init__(self, subject: Subject, watcher: Watcher) -> None:
-        super().__init__()
-        self._views, self._inside, self._watcher, self._calls = dict(subject.views), subject.inside, watcher, 0
-        self._alive: list[Tensor] = []  # views made on the way: an id is only good while its tensor lives
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        view = derived(func, args, kwargs, self._views)
-        if view is not None:
-            value = func(*args, **kwargs)
-            if isinstance(value, Tensor):
-                self._views[id(value)] = view
-                self._alive.append(value)
-            return value
-        found = classify(func, args, kwargs, self._views)
-        if isinstance(found, Site):
-            return self._at_site(found, func, args, kwargs)
-        name = getattr(func, "__name__", "")
-        if name in _MIXING and args and isinstance(args[0], Tensor):
-            self._watcher.mixed(name, args[0], self._where())
-        value = func(*args, **kwargs)
-        if isinstance(found, Passenger):
-            self._watcher.passed(found, value)
-        elif isinstance(found, Unknown):
-            value = self._watcher.unknown(found, value, self._where())
-        return value
-
-    def _at_site(self, site: Site, func: Any, args: Any, kwargs: Any) -> Any:
-        call, self._calls = self._calls, self._calls + 1
-        run = Run(site, func, args, kwargs)
-        run.replace(site.operand, self._watcher.operand(call, site, run.argument(site.operand)))
-        return self._watcher.result(call, site, self._watcher.compute(call, site, run))
-
-    def _where(self) -> str:
-        return self._inside[-1] if self._inside else "the model"
+SHARED_FROM = 1 << 16  # entries of a weight that a copy for probing leaves where it is
+T = TypeVar("T")
 
 
 class Subject:
@@ -157,15 +25,27 @@ class Subject:
 
     It is in float64 where it runs so, unless `double` is false. Weights that are computed (weight norm and the like)
     are plain in the copy; `plain` are the paths of their modules. `example`: rows in the copy's type.
+
+    With `sharing`, large weights stay in the model's own memory and type, and only what they read and write is in
+    float64; a run raises CannotShare before it changes such a weight in place, or where it leaves float64. `shared`:
+    their state-dict keys.
     """
 
-    def __init__(self, vae: VAE, example: Batch = (), double: bool = True) -> None:
-        self.vae: VAE = copied(vae)  # type: ignore[type-var]
+    def __init__(self, vae: VAE, example: Batch = (), double: bool = True, sharing: bool = False) -> None:
+        # an embedding with max_norm is changed in place by its own function, out of sight
+        sharing = sharing and all(getattr(m, "max_norm", None) is None for m in vae.network.modules())
+        large = [p for p in vae.network.parameters() if sharing and _is_large(p)]
+        self.vae: VAE = copied(vae, large)  # type: ignore[type-var]
         network = self.vae.network
         self.plain = make_plain(network)
         network.eval().requires_grad_(False)
         self.example = example
-        if double:
+        if large:
+            self.example = _as(torch.float64, example)
+            for tensor in (*network.parameters(), *network.buffers()):
+                if tensor.is_floating_point() and not _is_large(tensor):
+                    tensor.data = tensor.data.double()
+        elif double:
             network.double()
             self.example = _as(torch.float64, example)
             if not self._runs():  # a type is written into its code
@@ -178,6 +58,7 @@ class Subject:
             module.register_forward_hook(lambda _m, _a, _r: self.inside.pop() and None, always_call=True)
         self.aliases = aliases(network)
         self.views = {id(t): View(keys[0], tuple(range(t.dim()))) for t, keys in self.aliases}
+        self.shared = frozenset(keys[0] for t, keys in self.aliases if sharing and _is_large(t))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -200,20 +81,38 @@ class Subject:
         """All state-dict keys of the tensor behind one of them."""
         return next(keys for _, keys in self.aliases if key in keys)
 
-    def run(self, what: Callable[[VAE], Any], watcher: Watcher, gradients: bool = False) -> Any:
-        """`what(model)` with `watcher` in view of each call; random numbers are the same in every run."""
+    def run(self, what: Callable[[VAE], Any], watcher: Watcher, gradients: bool = False, seed: int = 0) -> Any:
+        """`what(model)` with `watcher` in view of each call; random numbers are the same in every run of a `seed`."""
         self.inside.clear()
-        with _reproducibly(), torch.set_grad_enabled(gradients), _Mode(self, watcher):
+        with (
+            _reproducibly(seed, element_type(self.vae)[1]),
+            torch.set_grad_enabled(gradients),
+            Watching(self.views, self.inside, self.shared, watcher),
+        ):
             return what(self.vae)
 
 
+def on_shared_weights(vae: VAE, example: Batch, work: Callable[[Subject], T]) -> T:
+    """`work` on a subject in the model's own memory; where it cannot be so, on a copy."""
+    try:
+        return work(Subject(vae, example, sharing=True))
+    except CannotShare:
+        return work(Subject(vae, example))
+
+
 class Recorder(Watcher):
-    """Keeps copies of what each site reads and writes; the model may go on to change the originals in place."""
+    """Keeps copies of what each site reads and writes; the model may go on to change the originals in place.
+
+    `runs`: what else a call's result depends on, see `made_by`. `passed_on`: shapes of what came out of per-channel
+    parameters.
+    """
 
     def __init__(self) -> None:
         self.sites: list[Site] = []
         self.operands: list[Tensor] = []
         self.results: list[Tensor] = []
+        self.runs: list[tuple[Any, ...]] = []
+        self.passed_on: list[tuple[int, ...]] = []
 
     def operand(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note the site and its operand."""
@@ -221,10 +120,67 @@ class Recorder(Watcher):
         self.operands.append(value.clone())
         return value
 
+    def compute(self, call: int, site: Site, run: Run) -> Tensor:
+        """Note what else the result depends on."""
+        self.runs.append(made_by(run))
+        return run()
+
+    def passed(self, passenger: Passenger, value: Tensor) -> None:
+        """Note the shape."""
+        self.passed_on.append(tuple(value.shape))
+
     def result(self, call: int, site: Site, value: Tensor) -> Tensor:
         """Note the result."""
         self.results.append(value.clone())
         return value
+
+
+class Replayed(Watcher):
+    """Multiplies nothing again whose result was recorded: where a call reads what it read then, by the same weight.
+
+    One recorded row stands for each of many that are the same. What is read may differ by `rounding`, as a share of the
+    largest value.
+    """
+
+    def __init__(self, before: Recorder, rounding: float = 0.0) -> None:
+        self._before, self._rounding = before, rounding
+
+    def compute(self, call: int, site: Site, run: Run) -> Tensor:
+        """The recorded result in memory of its own, or a new one."""
+        known = self._known(call, site, run)
+        return run() if known is None else known
+
+    def _known(self, call: int, site: Site, run: Run) -> Tensor | None:
+        before, value = self._before, run.operand
+        if call >= len(before.sites) or before.sites[call] != site or not _same(before.runs[call], made_by(run)):
+            return None
+        operand, result = before.operands[call], before.results[call]
+        one = len(operand) == len(result) == 1 and operand.dim() + site.operand_dim > 0
+        if value.dtype != operand.dtype or value.numel() == 0:
+            return None
+        if value.shape != operand.shape and not (one and value.shape[1:] == operand.shape[1:]):
+            return None
+        if not ((value - operand).abs() <= self._rounding * operand.abs().amax()).all():  # so for NaN
+            return None
+        return result.repeat(len(value) // len(operand), *[1] * (result.dim() - 1))
+
+
+def made_by(run: Run) -> tuple[Any, ...]:
+    """What a call's result depends on besides what it reads: its weight's memory, its bias, its settings."""
+    weight, place = run.argument(run.site.weight), run.site.bias_place
+    bias = None if place is None else run.argument(place)
+    return (weight.data_ptr(), tuple(weight.shape), weight.dtype, run.settings, None if bias is None else bias.clone())
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    (*settings, bias), (*others, other_bias) = one, other
+    if settings != others or bias is None or other_bias is None:
+        return settings == others and bias is other_bias
+    return bias.dtype == other_bias.dtype and torch.equal(bias, other_bias)
+
+
+def _is_large(tensor: Tensor) -> bool:
+    return type(tensor) is nn.Parameter and tensor.dim() > 1 and tensor.numel() >= SHARED_FROM
 
 
 def _as(dtype: torch.dtype, batch: Batch) -> Batch:
@@ -232,7 +188,7 @@ def _as(dtype: torch.dtype, batch: Batch) -> Batch:
 
 
 @contextlib.contextmanager
-def _reproducibly() -> Iterator[None]:
+def _reproducibly(seed: int, device: torch.device) -> Iterator[None]:
     """The same random numbers in each run, and no check that would reject a NaN."""
     kind = torch.distributions.Distribution
     usual = kind.__init__
@@ -243,7 +199,10 @@ def _reproducibly() -> Iterator[None]:
     kind.__init__ = unchecked  # type: ignore[method-assign]
     try:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            if device.type == "cpu":  # torch.manual_seed would keep the stack for devices not yet started, which costs
+                torch.default_generator.manual_seed(seed)
+            else:
+                torch.manual_seed(seed)
             yield
     finally:
         kind.__init__ = usual  # type: ignore[method-assign]

@@ -11,8 +11,9 @@ from torch import Tensor
 from vaeprune.errors import ModelError
 from vaeprune.posterior import VAE, Posterior
 from vaeprune.surgery.plan import Plan
-from vaeprune.surgery.probe import Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Watcher
 
 # largest difference that rounding may cause, as a share of the largest value of the same tensor
 EXACT_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

@@ -17,7 +17,7 @@ from torch import Tensor
 from vaeprune.posterior import VAE
 from vaeprune.surgery.channels import Call, Side
 from vaeprune.surgery.curvature import FitRows, Moments
-from vaeprune.surgery.probe import Run, Subject, Watcher
+from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.regression import (
     MOST_FEATURES,
     Places,
@@ -31,6 +31,7 @@ from vaeprune.surgery.regression import (
     with_ones,
 )
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Run, Watcher
 
 _MOST_PLACES = 20_000
 _LEAST_ROWS_PER_FEATURE = 2

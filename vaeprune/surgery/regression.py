@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaeprune.surgery.probe import Run
 from vaeprune.surgery.sites import Site
+from vaeprune.surgery.watching import Run
 
 MOST_FEATURES = 1600  # a Gram matrix of more is too large: 1600² float64 numbers are 20 MB, its inverse takes a second
 _SINGULAR = 1e-9  # of the largest eigenvalue

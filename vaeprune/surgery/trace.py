@@ -19,8 +19,9 @@ from vaeprune.data import Batch
 from vaeprune.errors import TraceError
 from vaeprune.posterior import VAE, Posterior
 from vaeprune.surgery.disturbing import Disturbed, Isolated, by_channel, differs, growth_of
-from vaeprune.surgery.probe import Recorder, Subject
+from vaeprune.surgery.probe import Recorder, Replayed, Subject, on_shared_weights
 from vaeprune.surgery.sites import Passenger, Site
+from vaeprune.surgery.watching import CannotShare, Watcher
 
 SWALLOWED = "but a NaN did not show that; a function on the way hides NaN"
 FINITE_CHANGES = (1.37, -0.73)
@@ -78,54 +79,101 @@ def trace(vae: VAE, example: Batch) -> Trace:
 
     Raises TraceError, naming the weight or latent, where something cannot be followed.
     """
+    refuse_hidden_z(vae)
+    return on_shared_weights(vae, example, lambda subject: follow(undisturbed(subject)))
+
+
+def refuse_hidden_z(vae: VAE) -> None:
+    """Raise TraceError for a model whose z cannot be given to it."""
     if isinstance(vae, AdaptedVAE) and vae.reading.decode is None:
         raise TraceError(
             f"{type(vae.network).__name__}: z is made and read inside forward, so what reads it cannot be followed",
             "give the model a method decode(z)",
         )
-    subject = Subject(vae, example)
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """One row encoded and one z decoded, with all that calls read and wrote.
+
+    `example`: (1, ...); `z`: (1, *latent_shape).
+    """
+
+    subject: Subject
+    example: Batch
+    z: Tensor
+    encoding: Recorder
+    posterior: Posterior
+    decoding: Recorder
+    output: Tensor
+
+    def encode(self, vae: VAE, rows: int) -> Posterior:
+        """The posterior of the row, `rows` times."""
+        return vae.encode(*repeated(self.example, rows))
+
+    def decode(self, vae: VAE, rows: int, start: int = 0, change: float = 0.0) -> Tensor:
+        """z, `rows` times; `change` is added to latent `start` in the first row, to the next in the second, and on."""
+        disturbed, each = self.z.repeat(rows, *[1] * (self.z.dim() - 1)), torch.arange(rows)
+        if change:
+            disturbed[each, start + each] += change
+        return vae.decode(disturbed, *repeated(self.example[1:], rows))
+
+
+def undisturbed(subject: Subject) -> Undisturbed:
+    """Run the subject on the first row of its example, and on a random z.
+
+    Raises TraceError if means, logvars or outputs change between two identical calls in eval mode.
+    """
     example = tuple(part[:1] for part in subject.example)
-    refuse_restless(subject, example)
-    readers, read_on_the_way, mixers, leaks = _readers(subject, example)
-    writers, written_on_the_way = _writers(subject, example)
-    return Trace(readers, writers, read_on_the_way + written_on_the_way, vae.latent_size, leaks, mixers)
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64).to(example[0])
+    encoding, decoding = Recorder(), Recorder()
 
+    def encode(vae: VAE) -> Posterior:
+        return vae.encode(*example)
 
-def refuse_restless(subject: Subject, example: Batch) -> None:
-    """Raise TraceError if means, logvars or outputs change between two identical calls in eval mode."""
+    def decode(vae: VAE) -> Tensor:
+        return vae.decode(z.clone(), *example[1:])
 
-    def outputs(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-        torch.manual_seed(seed)
-        with torch.no_grad():
-            posterior = subject.vae.encode(*example)
-            return posterior.mean, posterior.logvar, subject.vae.decode(posterior.mean, *example[1:])
-
-    with torch.random.fork_rng(devices=[]):
-        first, again = outputs(0), outputs(1)
-    for name, a, b in zip(("means", "logvars", "decoded outputs"), first, again, strict=True):
+    try:
+        posterior, output = subject.run(encode, encoding), subject.run(decode, decoding)
+    except (RuntimeError, TypeError) as error:  # types that do not go together: they do in a copy that is all float64
+        if subject.shared:
+            raise CannotShare(str(error)) from error
+        raise
+    # on weights of its own a model may change them unseen, and then must not be replayed
+    once_more = (Replayed(encoding), Replayed(decoding)) if subject.shared else (Watcher(), Watcher())
+    again = subject.run(encode, once_more[0], seed=1)
+    compared = (
+        ("means", posterior.mean, again.mean),
+        ("logvars", posterior.logvar, again.logvar),
+        ("decoded outputs", output, subject.run(decode, once_more[1], seed=1)),
+    )
+    for name, a, b in compared:
         if differs(b, a).any():
             raise TraceError(
                 f"{type(subject.vae.network).__name__}: its {name} change between two identical calls in eval mode",
                 "make encode and decode deterministic in eval mode: return mean and logvar, sample elsewhere",
             )
+    return Undisturbed(subject, example, z, encoding, posterior, decoding, output)
 
 
-def _readers(
-    subject: Subject, example: Batch
-) -> tuple[tuple[Reader, ...], tuple[Passed, ...], tuple[str, ...], Tensor]:
+def follow(rest: Undisturbed) -> Trace:
+    """Follow every latent from what was recorded. Raises TraceError as `trace` does."""
+    readers, read_on_the_way, mixers, leaks = _readers(rest)
+    writers, written_on_the_way = _writers(rest)
+    return Trace(readers, writers, read_on_the_way + written_on_the_way, rest.subject.vae.latent_size, leaks, mixers)
+
+
+def repeated(batch: Batch, rows: int) -> Batch:
+    """One row, `rows` times, in memory of its own."""
+    return tuple(part.expand(rows, *part.shape[1:]).clone() for part in batch)
+
+
+def _readers(rest: Undisturbed) -> tuple[tuple[Reader, ...], tuple[Passed, ...], tuple[str, ...], Tensor]:
+    subject, before = rest.subject, rest.decoding
     size = subject.vae.latent_size
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(1, *subject.vae.latent_shape, generator=generator, dtype=torch.float64).to(example[0])
-
-    def decode(vae: VAE, rows: int, start: int = 0, change: float = 0.0) -> Tensor:
-        disturbed, each = z.repeat(rows, *[1] * (z.dim() - 1)), torch.arange(rows)
-        if change:
-            disturbed[each, start + each] += change
-        return vae.decode(disturbed, *(part.expand(rows, *part.shape[1:]) for part in example[1:]))
-
-    before = Recorder()
-    undisturbed = subject.run(lambda vae: decode(vae, 1), before)
-    chunk = rows_at_once(before) if growth_of(subject, decode).by_rows else 1
+    chunk = rows_at_once(before) if growth_of(subject, rest.decode, before).by_rows else 1
     reached: dict[int, Tensor] = {}
     passed: list[Passed] = []
     mixers: dict[str, Tensor] = {}
@@ -134,13 +182,13 @@ def _readers(
         rows = min(chunk, size - start)
         here = slice(start, start + rows)
         probe = Isolated(before, rows)
-        output = subject.run(partial(decode, rows=rows, start=start, change=float("nan")), probe)
+        output = subject.run(partial(rest.decode, rows=rows, start=start, change=float("nan")), probe)
         _refuse_unknown(probe, partial(_latent, start), torch.ones(rows, dtype=torch.bool))
-        leaks[here] = differs(output, undisturbed).flatten(1).any(1)
+        leaks[here] = differs(output, rest.output).flatten(1).any(1)
         for change in FINITE_CHANGES:
             finite = Isolated(before, rows)
-            again = subject.run(partial(decode, rows=rows, start=start, change=change), finite)
-            leaks[here] |= differs(again, undisturbed).flatten(1).any(1)
+            again = subject.run(partial(rest.decode, rows=rows, start=start, change=change), finite)
+            leaks[here] |= differs(again, rest.output).flatten(1).any(1)
             for call, columns in finite.reached.items():
                 _refuse_swallowed(columns & ~probe.reached[call], before.sites[call].key, start)
         for call, columns in probe.reached.items():
@@ -157,17 +205,15 @@ def _latent(start: int, row: int) -> str:
     return f"latent {start + row}"
 
 
-def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
-    before = Recorder()
-    at_rest: Posterior = subject.run(lambda vae: vae.encode(*example), before)
-    growth = growth_of(subject, lambda vae, rows: vae.encode(*(p.expand(rows, *p.shape[1:]).clone() for p in example)))
-    chunk = rows_at_once(before) if growth.by_rows else 1
+def _writers(rest: Undisturbed) -> tuple[tuple[Writer, ...], tuple[Passed, ...]]:
+    subject, before = rest.subject, rest.encoding
+    chunk = rows_at_once(before) if growth_of(subject, rest.encode, before).by_rows else 1
     writers: list[Writer] = []
     passed: list[Passed] = []
     calls = list(range(len(before.sites)))
     reaching: list[int] = []
     for start in range(0, len(calls), chunk):
-        probe = _WriterProbe(subject, example, before, at_rest, [(c, None) for c in calls[start : start + chunk]])
+        probe = _WriterProbe(rest, [(c, None) for c in calls[start : start + chunk]])
         reaching += [call for call, row in probe.reached_rows() if row.any()]
     for call in reaching:
         site = before.sites[call]
@@ -176,7 +222,7 @@ def _writers(subject: Subject, example: Batch) -> tuple[tuple[Writer, ...], tupl
         also_read: dict[int, str] = {}
         for start in range(0, channels, chunk):
             targets = [(call, c) for c in range(start, min(channels, start + chunk))]
-            probe = _WriterProbe(subject, example, before, at_rest, targets)
+            probe = _WriterProbe(rest, targets)
             for (_, row), channel in zip(probe.reached_rows(), range(start, channels), strict=False):
                 rows[channel] = row
             also_read |= {start + r: key for r, key in probe.also_read().items()}
@@ -194,24 +240,19 @@ def rows_at_once(before: Recorder) -> int:
 class _WriterProbe:
     """One batch of probes of the encoder: row r disturbs one channel, or all, of what one call wrote."""
 
-    def __init__(
-        self,
-        subject: Subject,
-        example: Batch,
-        before: Recorder,
-        at_rest: Posterior,
-        targets: Sequence[tuple[int, int | None]],
-    ) -> None:
-        self._targets, self._sites = targets, before.sites
-        batch = tuple(part.expand(len(targets), *part.shape[1:]).clone() for part in example)
-        marks = _marks(before, targets)
-        self._probe = Disturbed(before, len(targets), marks, float("nan"))
-        disturbed: Posterior = subject.run(lambda vae: vae.encode(*batch), self._probe)
-        self.rows = self._reach(disturbed, at_rest)
+    def __init__(self, rest: Undisturbed, targets: Sequence[tuple[int, int | None]]) -> None:
+        self._targets, self._sites = targets, rest.encoding.sites
+        marks = _marks(rest.encoding, targets)
+
+        def disturbed(change: float) -> tuple[Disturbed, Tensor]:
+            probe = Disturbed(rest.encoding, len(targets), marks, change)
+            moved = rest.subject.run(lambda vae: rest.encode(vae, len(targets)), probe)
+            return probe, self._reach(moved, rest.posterior)
+
+        self._probe, self.rows = disturbed(float("nan"))
         _refuse_unknown(self._probe, self._name, self.rows.any(1))  # elsewhere it does not concern the latents
         for change in FINITE_CHANGES:
-            finite = Disturbed(before, len(targets), marks, change)
-            moved = self._reach(subject.run(lambda vae: vae.encode(*batch), finite), at_rest)
+            _, moved = disturbed(change)
             for row in torch.nonzero((moved & ~self.rows).any(1)).flatten().tolist():
                 raise TraceError(f"{self._name(row)} changes a latent, {SWALLOWED}")
 
