@@ -8,7 +8,18 @@ from typing import Any
 
 import printed
 import torch
-from recipes import FIRST_SIZE, NETWORKS, OBJECTIVES, Scale, objective, of_size, plain, recipe, torch_start
+from recipes import (
+    FIRST_SIZE,
+    NETWORKS,
+    OBJECTIVES,
+    STARTED_OTHERWISE,
+    Scale,
+    objective,
+    of_size,
+    plain,
+    recipe,
+    torch_start,
+)
 from runs import Run, Runs
 from torch import Tensor, nn
 
@@ -104,9 +115,9 @@ def growing(runs: Runs, scale: Scale, only: Sequence[str]) -> dict[str, list[dic
 
 
 def starts(runs: Runs, scale: Scale, only: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What the start of the weights alone changes: the dense networks from PyTorch's default, seed 0."""
+    """What the start of the weights alone changes: networks from PyTorch's default, seed 0."""
     found = {}
-    for network in _dense(only):
+    for network in (network for network in only if network in STARTED_OTHERWISE):
         run = runs.get(*torch_start(scale, network))
         if run:
             found[network] = described(runs, run)
