@@ -34,8 +34,12 @@ def open_pair(
 ) -> OpenedPair:
     """Open A and the folder B; rows are parted by the plan's seed, so that none that chose the cut judges it.
 
-    If A is named by import path, the same class is used for B. Raises PlanError if the plan is for other weights.
+    If A is somebody's own class, so is B: the one named by import path, or the one A was read into. Raises PlanError if
+    the plan is for other weights.
     """
+    from vaeprune.adapters import AdaptedVAE
+    from vaeprune.adapters.copying import copied
+    from vaeprune.model_folder import load
     from vaeprune.onnx_export import DECODER, ENCODER
     from vaeprune.surgery.cut import refuse_other_weights
     from vaeprune.surgery.plan import PLAN, read_plan
@@ -46,7 +50,11 @@ def open_pair(
     sets = data.open(split, reading.input_range)
     a = o.open_model(original, reading, sets, device, quiet)
     imported = reading.factory or (original if ":" in original and not Path(original).exists() else None)
-    b = o.open_model(str(smaller), o.Reading(factory=imported), sets, device, quiet)
+    if known and imported is None and isinstance(a, AdaptedVAE):
+        whole = a.network
+        b = load(smaller, lambda: copied(whole)).to(o.torch_device(device))
+    else:
+        b = o.open_model(str(smaller), o.Reading(factory=imported), sets, device, quiet)
     if known:
         refuse_other_weights(a.network.state_dict(), known)
     else:

@@ -6,6 +6,7 @@ Their classes know nothing of this package. What is true of them is told by `Fam
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,13 @@ LATENTS, IDLE = 5, (1, 3)
 KEPT = (0, 2, 4)
 MEAN = 0.03
 WIDTH = 8
+
+
+def quietly(make: Callable[[], Any]) -> Any:
+    """Other people's libraries warn about their own dependencies when they are imported and built."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return make()
 
 
 def own_posterior(network: Any, x: Tensor, *condition: Tensor) -> tuple[Tensor, Tensor]:

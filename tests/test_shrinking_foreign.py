@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from foreign_models import Family, family, maps, sequences
+from foreign_models import Family, family, maps, quietly, sequences
 from foreign_models import rows as noise
 from planted import assert_untouched, randomise, snapshot
 from vaeprune.adapters import adapt
@@ -22,13 +20,6 @@ from vaeprune.opening import Source, open_model
 from vaeprune.shrinking import Shrunk, shrink
 
 WIDE = Tolerances(output=10.0, elbo=1e6)
-
-
-def quietly(make: Callable[[], Any]) -> Any:
-    """Other people's import and construction warnings are theirs."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make()
 
 
 def kl_network(name: str) -> nn.Module:

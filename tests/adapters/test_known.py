@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foreign_models import quietly
 from vaeprune.adapters.known import is_known_folder, read_known_folder
 from vaeprune.errors import ModelError, StorageError, VaepruneError
-
-
-def quietly(make: Any) -> Any:
-    """Third-party imports warn about their own dependencies."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make()
 
 
 @pytest.fixture(scope="module")

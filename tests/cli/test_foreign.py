@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from foreign_models import class_conditional, family
+from foreign_models import class_conditional, family, idle_columns, idle_rows, quietly
 from foreign_models import rows as noise
+from planted import randomise
 
 CODE = """
 from foreign_models import ClassConditionalVAE, OwnVAE
@@ -234,3 +235,27 @@ def test_a_cut_that_is_impossible_is_refused_and_the_analysis_still_works(
     words = ("mixing_vae.py:build", "--weights", "ckpt.pt", "--data", "rows.npy")
     assert vaeprune("analyze", *words).code == 0
     refused("shrink", *words, "--remove", "1", "--out", "small", "--quiet", told=["softmax in reader"])
+
+
+def test_a_pythae_folder_is_shrunk_and_what_it_became_verified_without_naming_a_class(
+    vaeprune: Any, tmp_path: Path
+) -> None:
+    models = quietly(lambda: pytest.importorskip("pythae.models"))
+    model = quietly(lambda: models.VAE(models.VAEConfig(input_dim=(1, 6, 6), latent_dim=5)))
+    randomise(model, 0)
+    idle_rows(model.encoder.embedding, (1, 3), ())
+    idle_rows(model.encoder.log_var, (), (1, 3), live=(0, 2, 4))
+    idle_columns(model.decoder.layers[0][0].weight, 1, (1, 3))
+    theirs, small, page, rows = (str(tmp_path / name) for name in ("theirs", "small", "page.html", "rows.npy"))
+    quietly(lambda: model.save(theirs))
+    np.save(rows, noise(1, 6, 6, count=600))
+    data = ("--data", rows)
+    ran = vaeprune("shrink", theirs, *data, "--out", small, "--scope", "latents", "--quiet")
+    assert ran.code == 0, ran.err
+    for command in ("verify", theirs, small), ("report", theirs, "--against", small, "--out", page):
+        ran = vaeprune(*command, *data, "--json", "--quiet")
+        assert ran.code == 0, ran.err
+        found = json.loads(ran.out)
+        gates = found["evidence"]["gates"] if "evidence" in found else found["gates"]
+        assert all(gate["passed"] for gate in gates)
+        assert any("exact" in gate["name"] for gate in gates)

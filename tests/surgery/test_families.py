@@ -30,6 +30,7 @@ from foreign_models import (
     interleaved,
     maps,
     plant,
+    quietly,
     rows,
     sequences,
     sliced,
@@ -264,13 +265,6 @@ def test_shared_modules_are_cut_once() -> None:
 
 
 # ---- real libraries
-
-
-def quietly(make: Any) -> Any:
-    """Third-party imports warn about their own dependencies."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return make()
 
 
 @pytest.fixture(scope="module")
