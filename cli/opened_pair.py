@@ -49,15 +49,15 @@ def open_pair(
     split = int(known.data.get("seed", data.seed)) if known else data.seed
     sets = data.open(split, reading.input_range)
     a = o.open_model(original, reading, sets, device, quiet)
+    if known:
+        refuse_other_weights(a.network.state_dict(), known)
     imported = reading.factory or (original if ":" in original and not Path(original).exists() else None)
     if known and imported is None and isinstance(a, AdaptedVAE):
         whole = a.network
         b = load(smaller, lambda: copied(whole)).to(o.torch_device(device))
     else:
         b = o.open_model(str(smaller), o.Reading(factory=imported), sets, device, quiet)
-    if known:
-        refuse_other_weights(a.network.state_dict(), known)
-    else:
+    if not known:
         note(f"{smaller} holds no plan: what was removed is not known, so nothing is compared exactly", quiet)
     there = [name for name in (ENCODER, DECODER) if (smaller / name).exists()]
     if len(there) == 1:

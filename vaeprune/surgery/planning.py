@@ -21,7 +21,8 @@ from vaeprune.surgery.cut import cut_any_weights
 from vaeprune.surgery.plan import Plan, Removal, Slice
 from vaeprune.surgery.probe import Replayed, Subject, on_shared_weights
 from vaeprune.surgery.sizes import first_that_works, layer_sizes, own_sizes, refuse_shape
-from vaeprune.surgery.trace import Trace, Undisturbed, follow, refuse_hidden_z, repeated, undisturbed
+from vaeprune.surgery.trace import Trace, follow, refuse_hidden_z
+from vaeprune.surgery.undisturbed import Undisturbed, repeated, undisturbed
 
 _EXAMPLE_ROWS = 8
 _ZERO = 1e-6
