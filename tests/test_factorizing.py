@@ -14,6 +14,7 @@ from vaeprune import cut, shrink
 from vaeprune.architectures.low_rank import ranks_of
 from vaeprune.errors import PlanError, UsageError
 from vaeprune.shrinking import Shrunk
+from vaeprune.surgery.budget import Search, Spent
 from vaeprune.surgery.cut import cut_state_dict
 from vaeprune.surgery.plan import read_plan
 
@@ -35,6 +36,14 @@ def test_factorized_layers_pass_every_gate_and_are_smaller_than_channels_alone(f
     assert found.evidence.exact.float64_max_relative_error <= 1e-10
     assert found.parameters[1] < alone.parameters[1]
     assert found.parameters[1] == sum(t.numel() for t in found.model.state_dict().values())
+
+
+def test_where_a_search_with_low_rank_finds_less_channels_alone_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = shrink(trained_dense(), sets(), budget=BUDGET, dry_run=True)
+    monkeypatch.setattr(Search, "_rounding_little", lambda *_: Spent(None, 0.0, 0.0, 1.0))  # as if it had found nothing
+    found = shrink(trained_dense(), sets(), budget=BUDGET, factorize=True, dry_run=True)
+    assert found.parameters[1] == alone.parameters[1] < alone.parameters[0]
+    assert not found.plan.factors
 
 
 def test_the_folder_loads_again_and_its_plan_gives_the_same_weights(folder: tuple[Shrunk, Path]) -> None:
