@@ -19,6 +19,7 @@ from .app import app
 from .as_rank import as_rank, named, several, tells_of_failure
 
 _OUT_OF_MEMORY = ("can't allocate memory", "failed to map segment", "Cannot allocate memory", "std::bad_alloc")
+_RESERVE = [bytearray(1 << 21)]  # given back when memory ends, so that there is room to say so; never touched
 DONE, GATE_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -79,7 +80,11 @@ def _app(arguments: Sequence[str]) -> int | None:
 
 
 def _ran_out_of_memory(error: BaseException | None) -> bool:
-    """Also where that is the cause of something else; torch and the system's loader have only words for it."""
+    """Also where that is the cause of something else; torch and the system's loader have only words for it.
+
+    Gives the reserve back first: to look, and to say what was found, takes memory too.
+    """
+    _RESERVE.clear()
     while error is not None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True

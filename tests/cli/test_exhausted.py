@@ -164,7 +164,7 @@ print(json.dumps(codes))
 def test_memory_that_ends_is_one_line_or_the_end_and_no_half_of_anything(
     writing, idle_model, contents_of, desk, command
 ):
-    before, rooms = contents_of(idle_model), (1, 8, 40)
+    before, rooms = contents_of(idle_model), (1, 5, 6, 8, 40)
     quiet = {"OMP_NUM_THREADS": "1", "TMPDIR": str(desk.parent)}
     words = [sys.executable, "-c", STARVING, ",".join(map(str, rooms)), *map(str, writing(command, "new")[:-2])]
     done = subprocess.run(words, capture_output=True, text=True, env=os.environ | quiet)

@@ -70,7 +70,8 @@ class Connection(H11Protocol):
         ]  # fmt: skip
         if not waiting:
             return False
-        min(waiting, key=lambda other: other._waited_since())._drop()
+        slowest = min(waiting, key=lambda other: other._waited_since())
+        slowest._drop(overloaded("connections: all are taken, and this one was waited for longest"))
         return True
 
     def _phase(self) -> _Phase:
@@ -93,18 +94,17 @@ class Connection(H11Protocol):
         if self.transport.is_closing() and waited > self._limits.seconds:
             self.transport.abort()
         elif waited > self._limits.seconds and self._phase() != "work":
-            self._drop()
+            what = "body" if self._phase() == "body" else "request"
+            self._drop(too_slow(what, self._limits.seconds))
         self._timer = self.loop.call_later(_TICK, self._look)
 
-    def _drop(self) -> None:
+    def _drop(self, refusal: Refusal) -> None:
         """Close it; told why where a request had begun."""
         phase = self._phase()
         if phase == "answer":
             self.transport.abort()
-        elif phase == "body":
-            self._say(too_slow("body", self._limits.seconds))
-        elif self.conn.trailing_data[0]:
-            self._say(too_slow("request", self._limits.seconds))
+        elif phase == "body" or self.conn.trailing_data[0]:
+            self._say(refusal)
         else:
             self.transport.close()
 
