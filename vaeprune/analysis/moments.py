@@ -77,7 +77,7 @@ class Moments:
         kl_high = (twice.amax(0) - positions) * 0.5
         kl, squares = _spread(twice)
         centred = a.sub_(mean)
-        powers, within = _powers(centred, v, twice)
+        powers, within = _powers(centred, v, (twice, sigma2))
         comoment = centred.T @ centred if comoments else None
         kl_spread = (kl - positions) * 0.5, squares * 0.25
         return cls(len(mu), mean, within, powers, comoment, spread, kl_spread, low, high, kl_high, used)
@@ -147,23 +147,26 @@ def _recentred(moments: Moments, da: Tensor, dv: Tensor) -> Powers:
     return shifted
 
 
-def _powers(centred: Tensor, v: Tensor | None, spare: Tensor) -> tuple[Powers, Tensor]:
-    """Σ (a − E[a])^p (v − E[v])^q over the rows, and E[v]; v is None where latents are no maps. `spare` is used up."""
-    square, dot = torch.square(centred, out=spare), torch.linalg.vecdot
-    powers = {(2, 0): square.sum(0), (3, 0): dot(square, centred, dim=0), (4, 0): dot(square, square, dim=0)}
+def _powers(centred: Tensor, v: Tensor | None, spare: tuple[Tensor, Tensor]) -> tuple[Powers, Tensor]:
+    """Σ (a − E[a])^p (v − E[v])^q over the rows, and E[v]; v is None where latents are no maps. `spare` are used up."""
+    square = torch.square(centred, out=spare[0])
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return torch.mul(x, y, out=spare[1]).sum(0)  # torch.linalg.vecdot would ask for memory
+
+    powers = {(2, 0): square.sum(0), (3, 0): dot(square, centred), (4, 0): dot(square, square)}
     if v is None:
         return powers, torch.zeros_like(powers[2, 0])
     within = v.mean(0)
     u = v - within
-    powers |= {(0, 2): dot(u, u, dim=0), (1, 1): dot(centred, u, dim=0), (2, 1): dot(square, u, dim=0)}
+    powers |= {(0, 2): dot(u, u), (1, 1): dot(centred, u), (2, 1): dot(square, u)}
     return powers, within
 
 
 def _spread(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and squared deviations of `values`, which are used up; torch.var_mean is slow along the first dimension."""
     mean = values.mean(0)
-    values.sub_(mean)
-    return mean, torch.linalg.vecdot(values, values, dim=0)
+    return mean, values.sub_(mean).square_().sum(0)
 
 
 def _merged_spread(n: int, a: tuple[Tensor, Tensor], m: int, b: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
