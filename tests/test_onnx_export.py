@@ -14,6 +14,7 @@ from vaeprune.data import MemoryRows
 from vaeprune.errors import ExportError, ModelError, UsageError
 from vaeprune.onnx_export import export_onnx, onnx_errors
 from vaeprune.posterior import VAE, Posterior
+from vaeprune.torch_export import export_pt2
 
 Exported = tuple[DenseVAE, Path]
 
@@ -236,6 +237,38 @@ def test_a_model_that_draws_random_numbers_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == (
         "encoder.onnx: contains random operators RandomNormalLike; make encode and decode deterministic in eval mode"
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+class _Measuring(PlainVAE):
+    """Reads the batch as a number, which a tracer that runs it takes for a constant."""
+
+    def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+        p = super().encode(x)
+        return Posterior(*torch.stack(p, -1).view(len(x), -1, 2).unbind(2))
+
+
+def test_a_model_that_asks_for_the_length_of_its_batch_has_a_free_batch_all_the_same(tmp_path: Path) -> None:
+    vae = _Measuring()
+    before, held = snapshot(vae), MemoryRows("rows", torch.rand(150, *vae.input_shape))
+    export_onnx(vae, tmp_path)
+    errors = onnx_errors(vae, tmp_path, held)
+    assert max(errors.encoder_max_abs_error, errors.decoder_max_abs_error) <= 1e-5
+    assert onnx.load(tmp_path / "encoder.onnx").graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert max(export_pt2(vae, tmp_path, held).values()) <= 1e-5
+    assert_untouched(vae, before)
+
+
+class _Counting(PlainVAE):
+    def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+        p = super().encode(x)
+        return Posterior(p.mean * float(np.sqrt(x.shape[0])), p.logvar)
+
+
+def test_a_model_that_computes_with_its_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"^encoder\.onnx: the batch is fixed to 2: .+") as error:
+        export_onnx(_Counting(), tmp_path)
+    assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 

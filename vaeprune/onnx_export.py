@@ -71,7 +71,7 @@ def export_onnx(
     with measuring(vae):
         for part in parts_of(vae, autoencoder):
             path = folder / f"{part.name}.onnx"
-            save_onnx(_exported(part, opset), path, metadata, external=external)
+            save_onnx(_free_of_batch(part, opset), path, metadata, external=external)
             written.append(path)
     return tuple(written)
 
@@ -154,6 +154,19 @@ def _refuse_opset(opset: int) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not _OLDEST_OPSET <= opset <= newest:
         raise UsageError(f"opset: got {opset}, expected {_OLDEST_OPSET} to {newest}", f"the usual one is {OPSET}")
+
+
+def _free_of_batch(part: Part, opset: int) -> Any:
+    """An `onnx_ir.Model` of one part. Where the batch is fixed the exporter says nothing."""
+    found = _exported(part, opset)
+    if isinstance(found.graph.inputs[0].shape[0], int):
+        try:
+            part = part.from_bytecode()
+        except Exception as error:
+            what = f"{part.name}.onnx: the batch is fixed to {len(part.example)}: {first_line(error)}"
+            raise ExportError(what) from error
+        found = _exported(part, opset)
+    return found
 
 
 def _exported(part: Part, opset: int) -> Any:

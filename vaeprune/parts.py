@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +54,16 @@ class Part:
     def dynamic_shapes(self) -> Any:
         """The batch is free, as `torch.export` is told."""
         return ({0: torch.export.Dim("batch")},)
+
+    def from_bytecode(self) -> Part:
+        """The same as a graph read off the bytecode: there `len(x)` does not fix the batch, as it does where it is run.
+
+        Raises what `torch.export.export` raises.
+        """
+        graph = torch.export.export(self.module, (self.example,), dynamic_shapes=self.dynamic_shapes, strict=True)
+        module = graph.module(check_guards=False)
+        module.training = False  # such a module knows no eval(); what it computes is settled
+        return replace(self, module=module)
 
 
 def parts_of(vae: VAE, autoencoder: bool = False) -> tuple[Part, ...]:

@@ -54,7 +54,10 @@ def _program(part: Part) -> Any:
     def traced(module: nn.Module) -> Any:
         return torch.export.export(module, (part.example,), dynamic_shapes=part.dynamic_shapes)
 
-    module = traced(part.module).module()
+    try:
+        module = traced(part.module).module()
+    except torch._dynamo.exc.UserError:  # the batch became a number
+        module = traced(part.from_bytecode().module).module()
     module.graph.eliminate_dead_code()
     module.recompile()
     read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
