@@ -78,11 +78,11 @@ def vaeprune(capsys: pytest.CaptureFixture[str]) -> Command:
 
 @pytest.fixture
 def process() -> Command:
-    """Run a command line as a process of its own."""
+    """Run a command line as a process of its own, started by the command `within` if there is one."""
 
-    def command(*words: object, **options: Any) -> Ran:
+    def command(*words: object, within: Sequence[str] = (), **options: Any) -> Ran:
         done = subprocess.run(
-            [sys.executable, "-m", "vaeprune.cli", *map(str, words)],
+            [*within, sys.executable, "-m", "vaeprune.cli", *map(str, words)],
             capture_output=True, encoding="utf-8", errors="surrogateescape", **options,
         )  # fmt: skip
         return Ran(done.returncode, done.stdout, done.stderr)

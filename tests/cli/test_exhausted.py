@@ -70,15 +70,40 @@ def test_a_disk_that_takes_nothing_is_said(vaeprune, writing, mounted, command):
     assert f"{disk / 'new'}: cannot be written: Read-only file system" in ran.err
 
 
+@pytest.fixture
+def as_anybody() -> list[str]:
+    """What starts a process to which modes of files apply, though it be root's."""
+    if not hasattr(os, "geteuid"):
+        pytest.skip("no modes of files here")
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may do anything here: there is no setpriv")
+    without = "-dac_override,-dac_read_search"
+    return ["setpriv", f"--bounding-set={without}", f"--inh-caps={without}"]
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
 @pytest.mark.parametrize("command", WRITERS)
-def test_a_folder_that_may_not_be_written_is_said(vaeprune, writing, tmp_path, command):
+def test_a_folder_that_may_not_be_written_is_said(process, as_anybody, writing, tmp_path, command):
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
-    ran = vaeprune(*writing(command, closed / "new"))
+    ran = process(*writing(command, closed / "new"), within=as_anybody)
     assert one_line_of_error(ran), ran
     assert f"{closed / 'new'}: cannot be written: Permission denied" in ran.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", WRITERS)
+def test_rows_that_may_not_be_read_are_said(process, as_anybody, writing, rows, desk, command):
+    closed = desk / "closed.npy"
+    shutil.copy(rows, closed)
+    closed.chmod(0)
+    ran = process(*writing(command, "new", closed), within=as_anybody)
+    assert one_line_of_error(ran), ran
+    assert "closed.npy: " in ran.err
+    assert "Permission denied" in ran.err
+    assert list(desk.iterdir()) == [closed]
 
 
 # --- data
