@@ -74,6 +74,15 @@ class Ledger:
             print(f"{older:,} of {count:,} were measured with another state of the source")
         return [kept.get(self._where(which)) or {} for which in done]
 
+    def again(self, number: int, mark: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What `work` finds of one that was looked at before, in a state of something else that `mark` tells."""
+        where = (f"{self._row}, again", str(number))
+        found = Kept(self._path).get(where, mark)
+        if found is None:
+            found = work()
+            Kept(self._path).put(where, mark, found)
+        return found
+
     def _where(self, which: range) -> tuple[str, str]:
         return self._row, f"{which.start} to {which.stop}"
 

@@ -2,11 +2,13 @@
 
 Which tests reach a line is measured once, test by test, and kept (`coverage`, one context a test). A mutant is made in
 memory while its module is imported, so no file is ever changed; its tests run in a fork, those of its own module first,
-then the fastest, and stop at the first failure. Mutants no test reaches, or that pass all of theirs, survive.
+then the fastest, and stop at the first failure. Mutants no test reaches, or that pass all of theirs, survive, until there
+are other tests.
 """
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib.abc
 import importlib.util
@@ -22,7 +24,7 @@ from typing import Any
 from benchmarks.trust.campaigns import Ledger, joined, show
 from benchmarks.trust.forking import child
 from benchmarks.trust.mutating import Mutant, mutants_of, with_mutant
-from benchmarks.trust.reach import ROOT, Reach, measured, run_pytest, sources
+from benchmarks.trust.reach import ROOT, Reach, measured, run_pytest, sources, tests_mark
 
 _PIECE = 5
 _MOST_TEST_SECONDS = 60.0  # of the tests of one mutant, as they took when reach was measured
@@ -43,6 +45,10 @@ def campaign(ledger: Ledger, count: int) -> None:
             return {"mutants": [_tried(chosen[number], reach, Path(room)) for number in which]}
 
         tried = joined(ledger.pieces(len(chosen), _PIECE, piece), "mutants")
+        if len(tried) == len(chosen):  # survivors, with what tests there are by now
+            for number in [number for number, mutant in enumerate(tried) if not mutant["killed"]]:
+                once_more = functools.partial(_tried, chosen[number], reach, Path(room))
+                tried[number] = ledger.again(number, tests_mark(), once_more)
     survivors = [m for m in tried if not m["killed"]]
     for mutant in survivors:
         print(f"    survives {mutant['tests']} tests: {mutant['where']}: {mutant['was']}  →  {mutant['becomes']}")
@@ -90,7 +96,7 @@ def _tried(mutant: Mutant, reach: Reach, room: Path) -> dict[str, Any]:
 def _tests_for(mutant: Mutant, reach: Reach) -> list[str]:
     chosen: list[str] = []
     total = 0.0
-    for test in reach.tests(mutant.path, mutant.line, mutant.last):
+    for test in reach.tests(mutant.path, mutant.line, mutant.last, mutant.at_import):
         total += reach.seconds.get(test, 1.0)
         if chosen and total > _MOST_TEST_SECONDS:
             break

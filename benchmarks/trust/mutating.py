@@ -31,7 +31,10 @@ _TWINS = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """One small wrong. `place`: the node among all of its file, in order; `variant`: which of the wrongs it allows."""
+    """One small wrong. `place`: the node among all of its file, in order; `variant`: which of the wrongs it allows.
+
+    `at_import`: it is run while its module is imported, not when a function is called.
+    """
 
     path: str
     line: int
@@ -40,12 +43,13 @@ class Mutant:
     variant: int
     was: str
     becomes: str
+    at_import: bool
 
 
 def mutants_of(source: str, path: str) -> list[Mutant]:
     """Every small wrong of a source, in order."""
     tree = ast.parse(source)
-    found = []
+    found, called = [], _called(tree)
     for place, node in enumerate(ast.walk(tree)):
         if place in (skipped := _skipped(tree)) or not hasattr(node, "lineno"):
             continue
@@ -53,7 +57,7 @@ def mutants_of(source: str, path: str) -> list[Mutant]:
             changed = change(copy.deepcopy(node))
             was, becomes = (_words(n) for n in (node, changed))
             if was != becomes and skipped is not None:
-                found.append(Mutant(path, node.lineno, _last(node), place, variant, was, becomes))
+                found.append(Mutant(path, node.lineno, _last(node), place, variant, was, becomes, node not in called))
     return found
 
 
@@ -130,6 +134,12 @@ def _is_text(node: ast.AST) -> bool:
 
 def _holds_text(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def _called(tree: ast.Module) -> set[ast.AST]:
+    """What is within a function's body."""
+    functions = [n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return {part for function in functions for statement in function.body for part in ast.walk(statement)}
 
 
 _SKIPPED: dict[int, set[int]] = {}

@@ -39,17 +39,25 @@ class Reach:
     lines: dict[str, dict[str, list[str]]]
     seconds: dict[str, float]
 
-    def tests(self, path: str, first: int, last: int) -> list[str]:
+    def tests(self, path: str, first: int, last: int, at_import: bool) -> list[str]:
         """The tests that run any of these lines of a file, those named after it first, then the fastest.
 
-        Lines that no test runs may be run while the module is imported, so whatever uses the module may tell.
+        Of lines that are run while the module is imported whatever uses the module may tell.
         """
         lines = self.lines.get(path, {})
         found = {test for line in range(first, last + 1) for test in lines.get(str(line), ())}
-        if not found:
+        if at_import:
             found = {test for reached in lines.values() for test in reached}
         own = f"test_{Path(path).name}"
         return sorted(found, key=lambda test: (own not in test, self.seconds.get(test, 1.0), test))
+
+
+def tests_mark() -> str:
+    """A digest of the tests as they are."""
+    digest = hashlib.sha256()
+    for path in _files(_TESTS, "test_*.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def sources() -> list[Path]:
