@@ -2,8 +2,8 @@
 
 Which tests reach a line is measured once, test by test, and kept (`coverage`, one context a test). A mutant is made in
 memory while its module is imported, so no file is ever changed; its tests run in a fork, those of its own module first,
-then the fastest, and stop at the first failure. Mutants no test reaches, or that pass all of theirs, survive, until there
-are other tests.
+then the fastest, and stop at the first failure. Mutants no test reaches, or that pass all of theirs, survive; they are
+tried again when there are other tests.
 """
 
 from __future__ import annotations
