@@ -51,11 +51,16 @@ def campaign(ledger: Ledger, count: int) -> None:
         print(f"    refused {times:4} times: {reason}")
     show("random networks", "5,000", f"{len(outcomes):,}")
     show("silent disagreements with the oracle", "0", str(kinds["DISAGREES"]))
-    show("agree", "", f"{kinds['agrees']:,}, of which {sum(o.get('onnx', False) for o in outcomes)} as ONNX files, too")
-    show("refused with a reason", "", f"{kinds['refused']:,}")
     cut = [o for o in outcomes if o["outcome"] == "agrees"]
+    show("agree", "", f"{len(cut):,}")
+    show("of those that are exported, agree as ONNX files", "", f"{_exported(cut)} of {_exported(outcomes)}")
+    show("refused with a reason", "", f"{kinds['refused']:,}")
     show("hidden channels cut", "", f"{sum(o['channels'] for o in cut):,} in {sum(o['channels'] > 0 for o in cut):,}")
     show("largest difference in float64", "1e-9", f"{max(o['worst'] for o in cut if not o['onnx']):.1g}")
+
+
+def _exported(outcomes: list[dict[str, Any]]) -> int:
+    return sum(outcome["onnx"] for outcome in outcomes)
 
 
 def _piece(seed: int, which: range) -> dict[str, Any]:
