@@ -281,7 +281,13 @@ def _ready_made(name: str) -> Path:
 
 
 @pytest.fixture
-def no_write_beyond(process: Command) -> Callable[..., Ran]:
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Coverage is not measured in processes that are started: it would want room of its own there."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture
+def no_write_beyond(process: Command, unmeasured: None) -> Callable[..., Ran]:
     """Run a command line as a process whose files may not grow beyond some bytes: to it, a full disk."""
     resource = pytest.importorskip("resource")
 
