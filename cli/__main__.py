@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gc
+import mmap
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from .app import app
 from .as_rank import as_rank, named, several, tells_of_failure
 
 _OUT_OF_MEMORY = ("can't allocate memory", "failed to map segment", "Cannot allocate memory", "std::bad_alloc")
-_RESERVE = [bytearray(1 << 21)]  # given back when memory ends, so that there is room to say so; never touched
+_RESERVE = mmap.mmap(-1, 1 << 22)  # never touched; given back when memory ends, so that there is room to say so
 DONE, GATE_FAILED, FAILED, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -84,7 +85,7 @@ def _ran_out_of_memory(error: BaseException | None) -> bool:
 
     Gives the reserve back first: to look, and to say what was found, takes memory too.
     """
-    _RESERVE.clear()
+    _RESERVE.close()
     while error is not None:
         if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
             return True
