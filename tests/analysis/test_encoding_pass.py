@@ -132,6 +132,34 @@ def test_a_latent_on_its_limit_is_read_to_the_end(monkeypatch: pytest.MonkeyPatc
     assert moments.count == 5000
 
 
+def test_one_latent_on_its_limit_is_enough_to_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_FIRST_LOOK", 256)
+    monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 64)
+    (x,) = lent(2000).tensors
+    wide = x.clone()
+    wide[:, 0] *= 5  # variances 25 and 1
+    for data, limit, early in ((wide, 1.0, False), (wide, 25.0, False), (wide, 5.0, True)):
+        with measuring(Lending()):
+            moments, stopped = until_certain(
+                Lending(), MemoryRows("rows", data), Thresholds(variance=limit), None, How()
+            )
+        assert stopped is early
+        assert moments.count == (256 if early else 2000)
+
+
+def test_it_looks_again_when_twice_as_many_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look that is not clear doubles the next: after 64, 128, 256, 512 rows."""
+    looks = []
+    monkeypatch.setattr(passes, "_FIRST_LOOK", 64)
+    monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 32)
+    monkeypatch.setattr(passes, "latents_of", lambda moments: (looks.append(moments.count), latents_of(moments))[1])
+    with measuring(Lending()):
+        until_certain(Lending(), lent(1000), Thresholds(variance=1.0), None, How())
+    assert looks == [64, 128, 256, 512]
+
+
 def test_analyze_says_how_many_rows_it_took(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "_FIRST_LOOK", 128)
     monkeypatch.setattr(passes, "_POOLED_VALUES", 1)

@@ -69,6 +69,24 @@ def test_cost_is_that_of_the_elbo_over_the_constant() -> None:
     assert found.sampled == pytest.approx(found.at_mean)
 
 
+@pytest.mark.parametrize("count", [2, 3, 300])
+def test_the_error_of_the_cost_is_the_standard_error_of_its_rows(count: int) -> None:
+    """The decoder gives 0 whatever z is, and the KL is the same in all rows."""
+    x = normal(count)
+    found = examine(Fixed(sigma2=0.5), MemoryRows("rows", x))
+    costs = 0.5 * (x.square() - (x - x.mean(0)).square()).sum(1)
+    assert found is not None
+    assert found.cost_error == pytest.approx(costs.std().item() / math.sqrt(count))
+
+
+def test_a_single_row_leaves_the_cost_open() -> None:
+    found = examine(Fixed(sigma2=0.5), MemoryRows("rows", normal(1)))
+    assert found is not None
+    assert found.cost_error == math.inf
+    assert found.leading_eigenvalue == 0
+    assert not found.worse_than_constant
+
+
 @pytest.mark.parametrize(("shift", "worse"), [(0.0, False), (2.0, True)])
 def test_an_output_beside_the_mean_row_is_worse_than_it(shift: float, worse: bool) -> None:
     assert seen(Fixed(c=shift), normal()).worse_than_constant is worse
@@ -152,6 +170,13 @@ def test_of_very_many_rows_short_runs_from_all_over_are_looked_at(monkeypatch: p
     monkeypatch.setattr(symptoms, "_SOON_READ", 1000)
     (found,) = symptoms._thinned(Fixed(), MemoryRows("rows", x))
     assert len({*torch.diff(found[:, 0]).tolist()}) == 1, "evenly from the whole"
+
+
+def test_of_very_many_rows_as_many_are_looked_at_as_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symptoms, "_SOON_READ", 9_999)
+    stream = StreamedRows(MemorySource("rows", torch.rand(10_000, 2)), 0, None)
+    (found,) = symptoms._thinned(Fixed(), stream)
+    assert len(found) == symptoms._MOST_ROWS
 
 
 @pytest.mark.parametrize("count", [50, 3_000, 4_096, 4_097, 20_000, 70_001])
