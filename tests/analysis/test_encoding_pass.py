@@ -57,6 +57,15 @@ def test_batches_and_pools_of_any_size_give_the_moments_of_the_whole(
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
+def test_many_small_batches_make_one_set_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging costs as much as a batch of a few latents; where they are many, a batch is enough by itself."""
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 64)
+    with measuring(Lending()):
+        assert [moments.count for moments in passes.running(Lending(), lent(5000), None, How())] == [5000]
+        monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
+        assert len(list(passes.running(Lending(), lent(5000), None, How()))) == 79
+
+
 def test_memory_that_is_used_again_for_the_next_batch_is_not_kept() -> None:
     x = torch.randint(0, 256, (3000, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
