@@ -111,6 +111,28 @@ def test_few_rows_of_noise_do_not_seem_to_have_structure() -> None:
     assert seen(PlainVAE(), noise).leading_eigenvalue < 1.5
 
 
+@pytest.mark.parametrize(("a", "b", "sigma2"), [(0.5, 1.0, 0.5), (0.5, 1.0, 0.2), (0.2, 2.0, 0.1)])
+def test_the_weight_of_a_linear_decoder_is_that_of_its_slopes(a: float, b: float, sigma2: float) -> None:
+    """g = b(bz − x): variances rest at b²σ²/(1 − σ²), means at b(1 − ab)/a."""
+    found = seen(Fixed(a=a, b=b, sigma2=sigma2), normal()).beta
+    assert found is not None
+    assert found.by_variance.value == pytest.approx(b**2 * sigma2 / (1 - sigma2), rel=0.05)
+    assert found.by_mean.value == pytest.approx(b * (1 - a * b) / a, rel=1e-9)
+    assert len(found.latents) == 2
+
+
+def test_wide_rows_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, sizes = Fixed(a=1.0, b=1.0), []
+    encode = vae.encode
+    vae.encode = lambda x, *c: (sizes.append(len(x)), encode(x, *c))[1]  # type: ignore[method-assign]
+    for room, size in ((64, 32), (7, 3), (1, 2)):
+        monkeypatch.setattr(symptoms, "_BATCH_VALUES", room)
+        examine(vae, MemoryRows("rows", normal(66)))
+        assert max(sizes) == size
+        assert sum(sizes) == 66
+        sizes.clear()
+
+
 @pytest.mark.parametrize(("b", "heard"), [(0.0, False), (1e-3, True)])
 def test_whether_the_output_moves_when_z_does(b: float, heard: bool) -> None:
     assert seen(Fixed(b=b, c=1.0), normal()).heard is heard
