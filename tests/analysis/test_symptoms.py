@@ -124,7 +124,7 @@ def test_the_weight_of_a_linear_decoder_is_that_of_its_slopes(a: float, b: float
 def test_wide_rows_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, sizes = Fixed(a=1.0, b=1.0), []
     encode = vae.encode
-    vae.encode = lambda x, *c: (sizes.append(len(x)), encode(x, *c))[1]  # type: ignore[method-assign]
+    vae.encode = lambda x, *c: (sizes.append(len(x)), encode(x, *c))[1]
     for room, size in ((64, 32), (7, 3), (1, 2)):
         monkeypatch.setattr(symptoms, "_BATCH_VALUES", room)
         examine(vae, MemoryRows("rows", normal(66)))
