@@ -13,9 +13,9 @@ from torch import Tensor
 
 from planted import dense, planned, rows
 from vaeprune.architectures import DenseVAE
-from vaeprune.evidence import Evidence, Tolerances
+from vaeprune.evidence import Error, Evidence, Exact, Sampling, Tolerances, gates_of
 from vaeprune.likelihood import Likelihood
-from vaeprune.onnx_export import export_onnx
+from vaeprune.onnx_export import OnnxErrors, export_onnx
 from vaeprune.surgery.cut import cut
 from vaeprune.surgery.plan import Plan
 from vaeprune.verification import verify
@@ -183,3 +183,64 @@ def test_each_limit_is_met_by_equality_and_missed_by_the_next_number(original: D
 
 def judged_with(original: DenseVAE, small: object, made: Plan, limits: Tolerances) -> list[str]:
     return failed(verify(original, small, rows(), made, tolerances=limits))
+
+
+# ---- which figures are gates, and what they are held against
+
+MEAN_PATH, SAMPLING, PRIOR = Error(0.02, 0.001), Sampling(0.03, (0.01, 0.05)), Error(0.4, 0.06)
+FAIR, ONNX = Sampling(0.2, (0.1, 0.3)), OnnxErrors(1e-5, 3e-5, 2.0, 6.0)
+
+
+def gated(
+    dtype: torch.dtype = torch.float32,
+    exact: Exact | None = None,
+    prior: Error | None = PRIOR,
+    onnx: OnnxErrors | None = None,
+    span: float = 2.0,
+    budget: float | None = None,
+    fair: Sampling | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Each gate with what was measured and its limit."""
+    limits = Tolerances(output=0.04, elbo=0.3, onnx=1e-3)
+    gates = gates_of(dtype, exact, MEAN_PATH, SAMPLING, prior, onnx, span, limits, budget, fair)
+    return {gate.name: (gate.measured, gate.limit) for gate in gates}
+
+
+def test_differences_are_shares_of_the_outputs_range_and_the_elbo_is_judged_by_its_upper_bound() -> None:
+    assert gated() == {
+        "mean path": (0.01, 0.04), "ELBO loss, upper 95% bound": (0.05, 0.3), "prior samples, RMS": (0.03, 0.04)
+    }  # fmt: skip
+    assert "prior samples, RMS" not in gated(prior=None)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2), (torch.int8, 1e-5)],
+)
+def test_exactness_is_judged_by_the_models_own_rounding(dtype: torch.dtype, limit: float) -> None:
+    found = gated(dtype, Exact(0.5, 2e-6, 3e-12))
+    assert found["exact"] == (2e-6, limit)
+    assert found["exact in float64"] == (3e-12, 1e-10)
+    assert "exact in float64" not in gated(dtype, Exact(0.5, 2e-6))
+    assert gated(dtype, Exact(0.5, 2e-6, 0.0))["exact in float64"] == (0.0, 1e-10)
+
+
+def test_with_a_budget_the_elbo_alone_is_judged_beside_exactness_and_files() -> None:
+    for budget in (0.0, 0.7):
+        found = gated(exact=Exact(0.5, 2e-6), onnx=ONNX, budget=budget)
+        assert list(found) == ["exact", "ELBO loss, upper 95% bound", "ONNX encoder", "ONNX decoder"]
+        assert found["ELBO loss, upper 95% bound"] == (0.05, budget)
+
+
+def test_the_original_trained_as_long_is_what_the_elbo_is_held_against() -> None:
+    assert gated(fair=FAIR)["ELBO loss, upper 95% bound, same epochs"] == (0.3, 0.3)
+    assert "ELBO loss, upper 95% bound" not in gated(fair=FAIR)
+
+
+def test_errors_of_files_are_shares_of_what_each_file_gives() -> None:
+    found = gated(onnx=ONNX)
+    assert found["ONNX encoder"] == (pytest.approx(5e-6), 1e-3)
+    assert found["ONNX decoder"] == (pytest.approx(5e-6), 1e-3)
+    still = gated(onnx=OnnxErrors(0.0, 1e-5, 0.0, 0.0))
+    assert still["ONNX encoder"][0] == 0
+    assert still["ONNX decoder"][0] > 1

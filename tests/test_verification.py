@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import dataclasses
 import json
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import vaeprune
 from planted import (
+    GAUSSIAN,
     PlainVAE,
     assert_untouched,
     convolutional,
@@ -20,8 +22,9 @@ from planted import (
     rows,
     snapshot,
 )
+from vaeprune import ranks
 from vaeprune.architectures import DenseVAE
-from vaeprune.data import as_data
+from vaeprune.data import MemoryRows, as_data
 from vaeprune.errors import ModelError, PlanError, UsageError, VerificationFailed
 from vaeprune.evidence import Error, Evidence, Exact, Gate, Sampling, Tolerances
 from vaeprune.onnx_export import OnnxErrors, export_onnx
@@ -139,6 +142,34 @@ def test_a_plan_wrong_in_the_seventh_digit_fails_only_in_float64(original: Dense
     evidence = verify(original, cut(original, made), rows(), made)
     assert failed(evidence) == [DOUBLE]
     assert 1e-10 < evidence.exact.float64_max_relative_error < 1e-5
+
+
+@pytest.mark.parametrize(("at", "seen"), [(0, True), (130, True), (255, True), (390, False)])
+def test_float64_is_compared_on_the_first_few_hundred_rows(at: int, seen: bool) -> None:
+    """A plan whose only mistake, in the seventh digit, is in a unit that fires in one row."""
+    original = dense([1, 4], likelihood=GAUSSIAN)
+    with torch.no_grad():
+        for layer in (original.encoder[0], original.mean_head, original.logvar_head):
+            layer.weight[0] = layer.bias[0] = 0
+        original.encoder[0].weight[0, 0] = 1
+        original.mean_head.weight[:, 0] = original.logvar_head.weight[:, 0] = 0
+        original.mean_head.weight[0, 0] = 20
+        original.logvar_head.bias[0] = -10
+        original.decoder[0].weight[0] = 0
+        original.decoder[0].weight[0, 0] = 1
+        original.decoder[0].bias[0] = -10
+    made = planned(original, [1, 4])
+    (key,) = (key for key in made.bias_changes if key.startswith("decoder.0"))
+    change = made.bias_changes[key].clone()
+    change[0] += 3e-7
+    wrong = dataclasses.replace(made, bias_changes={**made.bias_changes, key: change})
+    x = rows(400)
+    x[:, 0] = 0
+    x[at, 0] = 1
+    sets = dataclasses.replace(as_data(rows()), verify=MemoryRows("verify", x))
+    for plan, off in ((made, False), (wrong, seen)):
+        evidence = verify(original, cut(original, plan), sets, plan, tolerances=Tolerances(1.0, 1e9))
+        assert (DOUBLE in failed(evidence)) is off
 
 
 def test_a_perturbed_decoder_fails_the_mean_path(original: DenseVAE) -> None:
@@ -370,6 +401,48 @@ def test_neither_model_is_changed(original: DenseVAE, smaller: VAE, made: Plan) 
 
 def test_evidence_is_the_same_each_time(original: DenseVAE, smaller: VAE, made: Plan) -> None:
     assert verify(original, smaller, rows(), made) == verify(original, smaller, rows(), made)
+
+
+# ---- several ranks
+
+
+@pytest.mark.parametrize("mine", [0, 1])
+def test_each_of_two_ranks_finds_what_one_finds(monkeypatch: pytest.MonkeyPatch, mine: int) -> None:
+    """Three batches: the first and the last are one rank's, the second is the other's."""
+    original = dense(REMOVED, listening=1e-3, likelihood=GAUSSIAN).double()
+    made = planned(original, REMOVED)
+    smaller, other = cut(original, made), dense(seed=1, likelihood=GAUSSIAN).double()
+    with torch.no_grad():
+        smaller.mean_head.weight += 1e-3 * torch.randn(4, 9, generator=torch.Generator().manual_seed(2))
+    x = rows(1100).double()
+    x[600] *= 3  # the largest differences are those of the second batch, then those of the third
+    x[1050] *= 2
+    sets = dataclasses.replace(as_data(rows().double()), verify=MemoryRows("verify", x))
+
+    def figures(b: VAE, plan: Plan | None) -> list[float]:
+        evidence = verify(original, b, sets, plan)
+        parts = (evidence.exact, evidence.mean_path, evidence.prior_samples)
+        found = [value for part in parts if part for value in dataclasses.asdict(part).values()]
+        return [*found, evidence.output_range, evidence.sampling.elbo_difference, *evidence.sampling.ci95]
+
+    pairs = [(smaller, made), (other, None), (smaller, None)]
+    alone = [figures(*pair) for pair in pairs]
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    for pair, expected in zip(pairs, alone, strict=True):
+        left: list[object] = []
+        monkeypatch.setattr(ranks, "rank", lambda: 1 - mine)
+
+        def leave(own: object, left: list[object] = left) -> None:
+            left.append(own)
+            raise InterruptedError
+
+        monkeypatch.setattr(ranks, "gathered", leave)
+        with contextlib.suppress(InterruptedError):
+            figures(*pair)
+        monkeypatch.setattr(ranks, "rank", lambda: mine)
+        both = {0: lambda own, left=left: [own, *left], 1: lambda own, left=left: [*left, own]}
+        monkeypatch.setattr(ranks, "gathered", both[mine])
+        assert figures(*pair) == pytest.approx(expected, rel=1e-9)
 
 
 # ---- ONNX files

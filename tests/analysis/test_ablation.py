@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from planted import GAUSSIAN, MapVAE, PlainVAE, dense, rows
+from vaeprune import ranks
 from vaeprune.adapters import measuring
 from vaeprune.analysis.ablation import Reaction, reactions, some_of
 from vaeprune.analysis.latents import quantile
 from vaeprune.data import MemoryRows
+from vaeprune.errors import DataError
 from vaeprune.likelihood import Likelihood
 from vaeprune.posterior import VAE
 
@@ -77,6 +79,61 @@ def test_noise_reaction_of_a_linear_decoder_is_its_column() -> None:
         expected = (decoder.weight.square().mean(0) * (1 + constants**2)).sqrt() / span
     found = [reaction.noise for reaction in react(vae, x, constants, [[i] for i in range(4)])]
     np.testing.assert_allclose(found, expected.numpy(), rtol=0.05)
+
+
+@pytest.mark.parametrize("gain", [1e-3, 1.0, 30.0])
+def test_a_noise_reaction_is_a_share_of_the_outputs_range_however_narrow_that_is(gain: float) -> None:
+    x, constants = rows(300, (5,)).double(), torch.zeros(4, dtype=torch.float64)
+    found = []
+    for factor in (1.0, gain):
+        vae = PlainVAE(nn.Linear(4, 5)).double()
+        with torch.no_grad():
+            vae.decoder.weight *= factor
+            vae.decoder.bias *= factor
+        found.append(react(vae, x, constants, [[1]])[0])
+    plain, scaled = found
+    assert scaled.noise == pytest.approx(plain.noise, rel=1e-9)
+    assert scaled.noise_ci95 == pytest.approx(plain.noise_ci95, rel=1e-9)
+
+
+def test_a_decoder_of_one_value_reacts_to_nothing() -> None:
+    decoder = nn.Linear(4, 5)
+    vae = PlainVAE(decoder)
+    with torch.no_grad():
+        decoder.weight.zero_()
+        decoder.bias.fill_(0.5)
+    (reaction,) = react(vae, rows(40, (5,)), torch.zeros(4), [[0, 1, 2, 3]])
+    assert reaction == Reaction(0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
+
+
+def test_two_rows_are_enough_for_an_interval() -> None:
+    assert_costs_are_naive(dense(idle=[]).double(), rows(2).double(), [[0], [1, 2]])
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_decoder_that_overflows_is_refused(broken: float) -> None:
+    vae = PlainVAE(nn.Linear(4, 5))
+    with torch.no_grad():
+        vae.decoder.bias[2] = broken
+    with pytest.raises(DataError) as error:
+        react(vae, rows(40, (5,)), torch.zeros(4), [[0]])
+    assert error.value.message == "decoder: its output, or the nats of a row, are NaN or infinite"
+
+
+def test_several_ranks_find_what_one_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three ranks in turn: each leaves what it saw, and the last merges it. It has no batch of its own."""
+    vae, x = dense((1, 4)).double(), rows(450).double()  # two batches
+    sets = [[0], [1, 4], [5]]
+    expected = react(vae, x, torch.zeros(6, dtype=torch.float64), sets)
+    left: list[object] = []
+    monkeypatch.setattr(ranks, "world", lambda: 3)
+    monkeypatch.setattr(ranks, "gathered", lambda mine: (left.append(mine), left.copy())[1])
+    for rank in range(3):
+        monkeypatch.setattr(ranks, "rank", lambda rank=rank: rank)
+        found = react(vae, x, torch.zeros(6, dtype=torch.float64), sets)
+    for a, b in zip(found, expected, strict=True):
+        for name in ("cost", "cost_ci95", "noise", "noise_ci95"):
+            assert getattr(a, name) == pytest.approx(getattr(b, name), rel=1e-9)
 
 
 def test_the_interval_of_a_noise_reaction_is_about_it_and_narrows_with_rows() -> None:

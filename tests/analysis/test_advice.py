@@ -131,6 +131,21 @@ def test_latents_that_are_all_active_for_want_of_a_kl_are_no_reason_to_grow() ->
     assert advice.reason.startswith("all 4 latents are active, but it weighs 0.25; consistent with: the KL is averaged")
 
 
+def test_of_several_causes_the_first_ones_remedy_is_given_as_such() -> None:
+    findings = (Finding("free-bits", False, "of numbers", "do this"), Finding("no-kl", False, "of numbers", "do that"))
+    told = advise(latents(active=4), {}, Diagnosis(symptoms=("it is odd",), findings=findings, blocking=True)).reason
+    assert told.startswith(f"it is odd; consistent with: {findings[0].title}; or {findings[1].title}; ")
+    assert told.endswith("; in the first case do this; --objective with the loss it was trained by settles which")
+
+
+@pytest.mark.parametrize(("weight", "action"), [(0.32, "retrain"), (0.34, "grow")])
+def test_a_third_of_the_expected_weight_is_enough_to_grow_by(weight: float, action: str) -> None:
+    finding = Finding("annealing", False, "of numbers", "train on")
+    for expected in (1.0, 4.0):
+        found = Diagnosis(weight * expected, (0.0, 1.0), expected, ("it weighs",), (finding,))
+        assert advise(latents(active=4), {}, found).action == action
+
+
 def test_a_light_kl_that_is_meant_is_no_hindrance_to_growing() -> None:
     assert advise(latents(active=4), {}, Diagnosis(0.25, (0.2, 0.3), 0.25)).action == "grow"
 
@@ -174,6 +189,21 @@ def test_the_history_says_whether_the_count_was_still_moving(found: History, tol
 
 def test_the_history_of_a_shrunk_model_is_that_of_another() -> None:
     assert movement(latents(active=4), {"history": history([0, 1, 1, 1, 1, 2]), "shrunk": {"latent_size": 9}}) == ""
+
+
+def test_epochs_from_before_latents_were_added_do_not_hide_the_later_ones() -> None:
+    grown = History((*history([0, 0], size=3).epochs, *history([0, 2, 2, 2, 2, 2]).epochs))
+    found = latents(active=2, inactive=2)[::-1]
+    assert movement(found, {"history": grown}) == "; the count has stood still for the last 5 of 8 epochs"
+
+
+@pytest.mark.parametrize(("rise", "told"), [(0.13, False), (0.15, True)])
+def test_a_sigma2_that_rose_by_a_tenth_in_the_window_is_still_rising(rise: float, told: bool) -> None:
+    """Three of four epochs' steps lie in the window: three quarters of the rise."""
+    found = movement(latents(active=2, inactive=2)[::-1], {"history": history([2] * 4, rising=rise)})
+    assert ("still rising" in found) is told
+    idle = latents(active=1, inactive=3)
+    assert "still rising" not in movement(idle, {"history": history([2] * 4, rising=1.0)})
 
 
 @pytest.mark.parametrize("provenance", [{}, {"training": None}, {"training": {"kl": "full"}, "shrunk": None}], ids=str)

@@ -411,6 +411,16 @@ def test_an_analysis_survives_json(ablate: str) -> None:
     assert Analysis.from_json(json.loads(text)) == analysis
 
 
+def test_an_analysis_says_nothing_of_what_was_not_asked_for() -> None:
+    found = analyze(dense(), rows(), ablate="none")
+    bare = Analysis(
+        found.data, found.seed, found.n_samples, found.latents, found.advice, found.thresholds, found.self_checks
+    )
+    for one in (bare, found, Analysis.from_json({k: v for k, v in found.to_json().items() if k != "stopped_early"})):
+        assert one.stopped_early is False
+        assert (one.criteria, one.precision) == (None, None)
+
+
 def test_json_keeps_to_the_contract() -> None:
     entry = analyze(dense(idle=[1, 4]), rows(), ablate="none").to_json()
     assert {

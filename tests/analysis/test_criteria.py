@@ -54,6 +54,19 @@ def test_points_that_coincide_have_no_dimension() -> None:
     assert intrinsic_dimension(torch.randn(3, 3, generator=GENERATOR)) is None
 
 
+def test_four_different_points_are_the_fewest_with_a_dimension() -> None:
+    line = torch.tensor([[0.0], [1.0], [3.0], [7.0]], dtype=torch.float64)
+    inverses = [math.log(7 * 7 / 3 / 1), math.log(6 * 6 / 2 / 1), math.log(4 * 4 / 3 / 2), math.log(7 * 7 / 6 / 4)]
+    assert intrinsic_dimension(line) == pytest.approx(4 / sum(inverses))
+    assert intrinsic_dimension(line[:3]) is None
+    assert intrinsic_dimension(torch.cat([line[:3], line[:1]])) is None
+
+
+def test_points_that_are_all_as_far_from_each_other_have_no_dimension() -> None:
+    """The corners of a simplex: every ratio of distances is 1."""
+    assert intrinsic_dimension(torch.eye(6)) is None
+
+
 def test_thresholds_are_those_of_their_authors() -> None:
     analysis = analyze(dense(idle=[1, 4]), rows(), criteria=True)
     latents = analysis.latents

@@ -57,6 +57,15 @@ def test_batches_and_pools_of_any_size_give_the_moments_of_the_whole(
         torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
 
 
+def test_many_small_batches_make_one_set_of_moments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merging costs as much as a batch of a few latents; where they are many, a batch is enough by itself."""
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 64)
+    with measuring(Lending()):
+        assert [moments.count for moments in passes.running(Lending(), lent(5000), None, How())] == [5000]
+        monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
+        assert len(list(passes.running(Lending(), lent(5000), None, How()))) == 79
+
+
 def test_memory_that_is_used_again_for_the_next_batch_is_not_kept() -> None:
     x = torch.randint(0, 256, (3000, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -130,6 +139,34 @@ def test_a_latent_on_its_limit_is_read_to_the_end(monkeypatch: pytest.MonkeyPatc
         moments, early = until_certain(Lending(), data, Thresholds(variance=1.0), None, How())
     assert not early
     assert moments.count == 5000
+
+
+def test_one_latent_on_its_limit_is_enough_to_read_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_FIRST_LOOK", 256)
+    monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 64)
+    (x,) = lent(2000).tensors
+    wide = x.clone()
+    wide[:, 0] *= 5  # variances 25 and 1
+    for data, limit, early in ((wide, 1.0, False), (wide, 25.0, False), (wide, 5.0, True)):
+        with measuring(Lending()):
+            moments, stopped = until_certain(
+                Lending(), MemoryRows("rows", data), Thresholds(variance=limit), None, How()
+            )
+        assert stopped is early
+        assert moments.count == (256 if early else 2000)
+
+
+def test_it_looks_again_when_twice_as_many_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look that is not clear doubles the next: after 64, 128, 256, 512 rows."""
+    looks = []
+    monkeypatch.setattr(passes, "_FIRST_LOOK", 64)
+    monkeypatch.setattr(passes, "_POOLED_VALUES", 1)
+    monkeypatch.setattr(passes, "batch_rows", lambda *_: 32)
+    monkeypatch.setattr(passes, "latents_of", lambda moments: (looks.append(moments.count), latents_of(moments))[1])
+    with measuring(Lending()):
+        until_certain(Lending(), lent(1000), Thresholds(variance=1.0), None, How())
+    assert looks == [64, 128, 256, 512]
 
 
 def test_analyze_says_how_many_rows_it_took(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,6 +77,32 @@ def test_a_latent_map_has_the_mean_pull_of_its_positions() -> None:
     np.testing.assert_allclose(found.pull, expected, rtol=0.1)  # by random signs
 
 
+class _Told(PlainVAE):
+    """Its decoder stretches z by what the condition says: one number a row, or two of which the first counts."""
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        (told,) = condition
+        return self.decoder(z * (told[:, :1] if told.dim() > 1 else told[:, None]))
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_condition_goes_with_its_row(width: int) -> None:
+    vae, x = _Told(nn.Linear(4, 5)).double(), rows(70, (5,)).double()
+    stretch = 1 + torch.arange(70, dtype=torch.float64) / 10
+    condition = stretch if width == 1 else torch.stack([stretch, -stretch], 1)
+    with measuring(vae):
+        found = decoder_pull(vae, MemoryRows("rows", x, condition))
+    assert isinstance(found, DecoderPull)
+    columns = vae.decoder.weight.detach().square().sum(0)
+    np.testing.assert_allclose(found.pull, columns * stretch.square().mean(), rtol=1e-6)
+
+
+def test_the_weight_is_that_of_the_elbo_unless_another_is_given() -> None:
+    vae, x = PlainVAE().double(), rows(40, (5,)).double()
+    with measuring(vae):
+        assert torch.equal(decoder_pull(vae, MemoryRows("rows", x)).predicted, pull_of(vae, x, 1.0).predicted)
+
+
 def test_convolutions_are_decoded_in_chunks_that_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     vae, x = convolutional().double(), rows(40, (1, 17, 18)).double()
     whole = pull_of(vae, x)
@@ -147,6 +173,13 @@ def test_decodings_are_bounded_for_many_latents() -> None:
     assert found.rows == (1 << 16) // (4 * 200)
     assert sum(decoded) <= (1 << 16) + 1000
     assert max(decoded) <= 4096
+
+
+def test_decodings_of_wide_rows_are_bounded_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room for 100 decodings of 12 float32 values, four for each of six latents: four rows, but eight are the least."""
+    for room, expected in ((100, 8), (240, 10), (2400, 100), (10**6, 256)):
+        monkeypatch.setattr("vaeprune.analysis.jacobian._MOST_DECODED_BYTES", room * 12 * 4)
+        assert pull_of(dense(), rows(1000)).rows == expected
 
 
 def test_the_model_is_left_as_it_was() -> None:

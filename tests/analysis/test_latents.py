@@ -69,3 +69,20 @@ def test_uses_are_counted_from_half_a_nat_and_add_up_over_batches() -> None:
     halves = [Moments.of(Posterior(mean[i : i + 2], torch.zeros(2, 2, dtype=torch.float64))) for i in (0, 2)]
     assert halves[0].merge(halves[1]).used.tolist() == whole.used.tolist()
     np.testing.assert_allclose(halves[0].merge(halves[1]).variance, whole.variance)
+
+
+@pytest.mark.parametrize("n", [2, 3, 30])
+def test_the_interval_of_a_mean_sigma2_is_that_of_its_standard_error(n: int) -> None:
+    sigma2 = 0.5 + torch.rand(n, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(n))
+    (latent,) = latents_of(Moments.of(Posterior(torch.zeros_like(sigma2), sigma2.log())))
+    reach = quantile(n) * sigma2.std().item() / math.sqrt(n)
+    assert latent.posterior_variance == pytest.approx(sigma2.mean().item())
+    low, high = latent.posterior_variance_ci95
+    assert high == pytest.approx(sigma2.mean().item() + reach)
+    assert low == pytest.approx(max(0.0, sigma2.mean().item() - reach))
+
+
+def test_a_single_row_has_figures_and_no_spread() -> None:
+    (latent,) = latents_of(Moments.of(Posterior(torch.tensor([[0.5]]), torch.tensor([[-1.0]]))))
+    assert (latent.mean, latent.variance, latent.variance_ci95) == (0.5, 0.0, (0.0, 0.0))
+    assert latent.posterior_variance_ci95 == pytest.approx((math.exp(-1), math.exp(-1)))

@@ -191,6 +191,23 @@ def test_maps_near_a_million_lose_no_digits() -> None:
     np.testing.assert_allclose(moments.variance_error.numpy(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_the_error_of_a_variance_is_that_of_a_mean_of_squared_deviations(n: int) -> None:
+    mean = posterior(n, 2).mean
+    squares = (mean - mean.mean(0)).square()
+    found = Moments.of(Posterior(mean, torch.zeros_like(mean)))
+    torch.testing.assert_close(found.variance_error, squares.std(0) / math.sqrt(n))
+    assert Moments.of(Posterior(mean[:1], torch.zeros(1, 2))).variance_error.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_of_maps_an_image_is_a_sample_of_the_variance(n: int) -> None:
+    mean = posterior(n, 2, 3, 3).mean
+    squares = (mean - mean.mean((0, 2, 3), keepdim=True)).square().mean((2, 3))
+    found = Moments.of(Posterior(mean, torch.zeros_like(mean)))
+    torch.testing.assert_close(found.variance_error, squares.std(0) / math.sqrt(n))
+
+
 # ---- intervals cover what they promise
 
 

@@ -24,6 +24,11 @@ def test_every_name_is_read() -> None:
     assert parse("scale=learned").scale == "learned"
 
 
+def test_a_whole_weight_and_none_are_within_bounds() -> None:
+    assert parse("annealing=1") == StatedObjective()
+    assert parse("annealing=0,free-bits=0,beta=0") == StatedObjective(beta=0.0, annealing=0.0)
+
+
 @pytest.mark.parametrize("text", ["elbo", "beta=4", "reconstruction=pixel-mean,kl=none,sampling=no", "scale=learned"])
 def test_a_description_is_read_back(text: str) -> None:
     assert parse(text).describe() == text
@@ -37,6 +42,9 @@ def test_a_description_is_read_back(text: str) -> None:
         ("weight=3", "--objective: got 'weight=3', expected name=value"),
         ("kl=mean", "--objective: kl is 'mean', expected sum or latent-mean or pixel-mean or quadratic or none"),
         ("beta=-1", "--objective: beta is '-1', expected a number of at least 0"),
+        ("beta=inf", "--objective: beta is 'inf', expected a number of at least 0"),
+        ("free-bits=-0.1", "--objective: free-bits is '-0.1', expected a number of at least 0"),
+        ("annealing=1.01", "--objective: annealing is 1.01, expected the share of the final weight, from 0 to 1"),
         ("beta=nan", "--objective: beta is 'nan', expected a number of at least 0"),
         ("beta=1,beta=2", "--objective: beta is given twice"),
         ("annealing=40", "--objective: annealing is 40, expected the share of the final weight, from 0 to 1"),
@@ -93,6 +101,14 @@ def test_a_training_record_is_a_statement() -> None:
     assert read({"kl": "full", "beta": 4, "sampling": True}) == StatedObjective(beta=4.0)
     assert read({"kl": "none", "beta": 1.0, "sampling": False}) == StatedObjective(kl="none", sampling=False)
     assert read({"kl": "quadratic", "beta": 1.0}) == StatedObjective(kl="quadratic")
+
+
+def test_what_a_training_record_leaves_out_is_as_in_the_elbo() -> None:
+    read = StatedObjective.from_record
+    assert read({"kl": "full"}) == StatedObjective()
+    assert read({"beta": 2.0}) == StatedObjective(beta=2.0)
+    assert read({"kl": "full", "beta": 0}) == StatedObjective(beta=0.0)
+    assert read({"kl": "full", "beta": -0.5}) is None
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planted import GAUSSIAN, PlainVAE, assert_untouched, convolutional, dense, snapshot
+from planted import GAUSSIAN, MapVAE, PlainVAE, assert_untouched, convolutional, dense, snapshot
 from vaeprune.analysis.structure import Structure, look
 from vaeprune.architectures import initialise
-from vaeprune.data import as_data
+from vaeprune.data import MemoryRows, as_data
 from vaeprune.posterior import Posterior
 
 
@@ -62,6 +62,12 @@ def test_a_batch_norm_without_a_weight_is_seen_and_named() -> None:
     found = seen(Normalised(nn.BatchNorm1d(4, affine=False)))
     assert found.normalised == "the batch normalisation norm is the last thing before the mean"
     assert found.scale_fixed
+
+
+def test_one_with_a_weight_is_named_by_that_weight() -> None:
+    vae = Normalised(nn.BatchNorm1d(4))
+    vae.other = nn.BatchNorm1d(4)
+    assert seen(vae).normalised == "the batch normalisation norm is the last thing before the mean"
 
 
 def test_one_whose_weight_is_trained_has_no_fixed_scale() -> None:
@@ -122,6 +128,24 @@ def test_what_changes_from_call_to_call_in_eval_mode(where: str, told: str | Non
 
 def test_without_a_decoder_only_the_encoder_is_run() -> None:
     assert seen(Unsteady("decoder"), decodes=False).unsteady is None
+    vae = PlainVAE()
+    vae.log_s = nn.Parameter(torch.tensor(-1.0))
+    assert seen(vae, decodes=False).learned_scales == ()
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("share", "told"), [(1e-5, False), (1e-3, True)])
+def test_what_is_unsteady_is_measured_by_how_much_means_vary(size: float, share: float, told: bool) -> None:
+    class Trembling(PlainVAE):
+        calls = 0
+
+        def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+            posterior = super().encode(x)
+            self.calls += 1
+            spread = posterior.mean.std()
+            return Posterior(size * (posterior.mean + (self.calls % 2) * share * spread), posterior.logvar)
+
+    assert (seen(Trembling().double()).unsteady is not None) is told
 
 
 # ---- clamped
@@ -142,6 +166,7 @@ class Clamped(PlainVAE):
     [
         ({"max": -0.2}, f"sigma² goes no further above than {math.exp(-0.2):.3g}, where "),
         ({"min": -0.5}, f"sigma² goes no further below than {math.exp(-0.5):.3g}, where "),
+        ({"max": -9.0}, f"sigma² goes no further above than {math.exp(-9):.3g}, where 100% of its values are"),
         ({"min": -30.0, "max": 20.0}, None),
         ({"max": 0.0}, None),
     ],
@@ -158,6 +183,23 @@ def test_a_latent_whose_sigma_is_constant_by_itself_is_not_clamped() -> None:
         vae.logvar.weight[0] = 0
         vae.logvar.bias[0] = 9.0
     assert seen(vae).clamped is None
+
+
+def test_a_map_whose_sigma_is_constant_by_itself_is_not_clamped() -> None:
+    vae = MapVAE()
+    with torch.no_grad():
+        vae.head.bias[3:] = -9.0
+        vae.head.weight[3] = 0
+        vae.head.bias[3] = -1.0
+    assert seen(vae, 150).clamped is None
+
+
+@pytest.mark.parametrize(("times", "told"), [(2, False), (3, True)])
+def test_a_row_that_is_there_twice_is_no_limit(times: int, told: bool) -> None:
+    vae, x = PlainVAE(), torch.rand(20, 5, generator=torch.Generator().manual_seed(0))
+    x[:times] = 2.0
+    vae.encode = lambda x, *_: Posterior(x[:, :4], x[:, :4] - 4)
+    assert (look(vae, MemoryRows("rows", x)).clamped is not None) is told
 
 
 # ---- untouched weights
@@ -184,6 +226,30 @@ def test_a_few_steps_take_them_out_of_it(how: str) -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
+    assert seen(vae).untouched is None
+
+
+def test_two_large_layers_tell_and_one_does_not() -> None:
+    for hidden, told in ((9, True), (5, False)):
+        vae = dense(encoder=(hidden,))  # 12·9 and 7·12 weights are enough to tell, 12·5 are not
+        initialise(vae, "torch", 0)
+        assert (seen(vae).untouched is not None) is told
+
+
+@pytest.mark.parametrize("how", ["glorot", "he"])
+def test_biases_that_were_drawn_as_zero_must_still_be_zero(how: str) -> None:
+    vae = dense(input_shape=(12,), encoder=(20, 20), decoder=(20, 20))
+    initialise(vae, "glorot", 0)
+    if how == "he":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for layer in vae.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.kaiming_uniform_(layer.weight)
+    name = {"glorot": "Glorot's", "he": "He's"}[how]
+    assert f"the range that {name} initialisation draws from" in str(seen(vae).untouched)
+    with torch.no_grad():
+        vae.output.bias[0] = 1e-3
     assert seen(vae).untouched is None
 
 

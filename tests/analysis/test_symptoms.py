@@ -69,6 +69,24 @@ def test_cost_is_that_of_the_elbo_over_the_constant() -> None:
     assert found.sampled == pytest.approx(found.at_mean)
 
 
+@pytest.mark.parametrize("count", [2, 3, 300])
+def test_the_error_of_the_cost_is_the_standard_error_of_its_rows(count: int) -> None:
+    """The decoder gives 0 whatever z is, and the KL is the same in all rows."""
+    x = normal(count)
+    found = examine(Fixed(sigma2=0.5), MemoryRows("rows", x))
+    costs = 0.5 * (x.square() - (x - x.mean(0)).square()).sum(1)
+    assert found is not None
+    assert found.cost_error == pytest.approx(costs.std().item() / math.sqrt(count))
+
+
+def test_a_single_row_leaves_the_cost_open() -> None:
+    found = examine(Fixed(sigma2=0.5), MemoryRows("rows", normal(1)))
+    assert found is not None
+    assert found.cost_error == math.inf
+    assert found.leading_eigenvalue == 0
+    assert not found.worse_than_constant
+
+
 @pytest.mark.parametrize(("shift", "worse"), [(0.0, False), (2.0, True)])
 def test_an_output_beside_the_mean_row_is_worse_than_it(shift: float, worse: bool) -> None:
     assert seen(Fixed(c=shift), normal()).worse_than_constant is worse
@@ -91,6 +109,28 @@ def test_leading_eigenvalue_of_binary_rows_is_that_of_their_correlations() -> No
 def test_few_rows_of_noise_do_not_seem_to_have_structure() -> None:
     noise = torch.randn(150, 5, generator=torch.Generator().manual_seed(0))
     assert seen(PlainVAE(), noise).leading_eigenvalue < 1.5
+
+
+@pytest.mark.parametrize(("a", "b", "sigma2"), [(0.5, 1.0, 0.5), (0.5, 1.0, 0.2), (0.2, 2.0, 0.1)])
+def test_the_weight_of_a_linear_decoder_is_that_of_its_slopes(a: float, b: float, sigma2: float) -> None:
+    """g = b(bz − x): variances rest at b²σ²/(1 − σ²), means at b(1 − ab)/a."""
+    found = seen(Fixed(a=a, b=b, sigma2=sigma2), normal()).beta
+    assert found is not None
+    assert found.by_variance.value == pytest.approx(b**2 * sigma2 / (1 - sigma2), rel=0.05)
+    assert found.by_mean.value == pytest.approx(b * (1 - a * b) / a, rel=1e-9)
+    assert len(found.latents) == 2
+
+
+def test_wide_rows_are_run_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae, sizes = Fixed(a=1.0, b=1.0), []
+    encode = vae.encode
+    vae.encode = lambda x, *c: (sizes.append(len(x)), encode(x, *c))[1]
+    for room, size in ((64, 32), (7, 3), (1, 2)):
+        monkeypatch.setattr(symptoms, "_BATCH_VALUES", room)
+        examine(vae, MemoryRows("rows", normal(66)))
+        assert max(sizes) == size
+        assert sum(sizes) == 66
+        sizes.clear()
 
 
 @pytest.mark.parametrize(("b", "heard"), [(0.0, False), (1e-3, True)])
@@ -152,6 +192,13 @@ def test_of_very_many_rows_short_runs_from_all_over_are_looked_at(monkeypatch: p
     monkeypatch.setattr(symptoms, "_SOON_READ", 1000)
     (found,) = symptoms._thinned(Fixed(), MemoryRows("rows", x))
     assert len({*torch.diff(found[:, 0]).tolist()}) == 1, "evenly from the whole"
+
+
+def test_of_very_many_rows_as_many_are_looked_at_as_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(symptoms, "_SOON_READ", 9_999)
+    stream = StreamedRows(MemorySource("rows", torch.rand(10_000, 2)), 0, None)
+    (found,) = symptoms._thinned(Fixed(), stream)
+    assert len(found) == symptoms._MOST_ROWS
 
 
 @pytest.mark.parametrize("count", [50, 3_000, 4_096, 4_097, 20_000, 70_001])

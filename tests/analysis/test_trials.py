@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from planted import OwnVAE
+from planted import OwnVAE, dense, rows
 from vaeprune.adapters import measuring
 from vaeprune.analysis import Latent, Thresholds
 from vaeprune.analysis.analysis import accumulate
@@ -82,6 +82,67 @@ def test_noise_of_several_may_show_twice_as_much_as_that_of_one_and_no_more() ->
     assert 3 <= len(inactive) <= 8
     assert 0.01 < joint.noise < 0.02
     assert any(latent.reason.startswith("redundant: unheard alone, with the other idle ones") for latent in latents)
+
+
+class _Spare(OwnVAE):
+    """x = (strong, weak): 0.45 of latent 0 and 0.55 of latent 2 are the weak one, 3 the strong one; 1 is not read."""
+
+    input_shape = (2,)
+    likelihood = Likelihood("gaussian", "mean", 0.144)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Parameter(torch.tensor(40.0))
+
+    @property
+    def latent_size(self) -> int:
+        return 4
+
+    def encode(self, x: Tensor, *condition: Tensor) -> Posterior:
+        mean = torch.stack([x[:, 1], 0 * x[:, 1], x[:, 1], x[:, 0] / self.wide], 1)
+        return Posterior(mean, torch.tensor([0.0, 0.0, 0.0, -6.0]).to(mean).expand_as(mean))
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        return torch.stack([z[:, 3] * self.wide, 0.45 * z[:, 0] + 0.55 * z[:, 2]], 1)
+
+
+def test_of_latents_that_are_too_dear_together_the_dearest_stay_and_what_costs_nothing_goes() -> None:
+    x = torch.randn(1500, 2, generator=torch.Generator().manual_seed(3)) * torch.tensor([40.0, 0.07])
+    sets, vae = as_data(x), _Spare()
+    with measuring(vae):
+        moments = accumulate(vae, sets.calibrate)
+        latents, joint = tried(vae, sets, moments, latents_of(moments), "all", Thresholds())
+    costs = [latent.ablation_cost for latent in latents]
+    dearest = max((0, 2), key=lambda i: costs[i])
+    assert costs[1] == 0
+    assert min(costs[0], costs[2]) > 0
+    assert [latent.index for latent in latents if latent.verdict == "inactive"] == sorted({0, 1, 2} - {dearest})
+    assert latents[dearest].reason.startswith("redundant: free alone, ")
+    assert joint.cost == pytest.approx(min(costs[0], costs[2]))
+
+
+def test_latents_that_are_free_together_are_tried_together_once() -> None:
+    for ablate in ("all", "candidates"):
+        sets, vae, done = as_data(rows()), dense(idle=[0, 1, 4]), []
+
+        def count(what: str, more: int, total: int | None, done: list[int] = done) -> None:
+            done.append(more if what == "ablating together" else 0)
+
+        with measuring(vae):
+            moments = accumulate(vae, sets.calibrate)
+            latents, joint = tried(vae, sets, moments, latents_of(moments), ablate, Thresholds(), count)
+        assert [latent.index for latent in latents if latent.verdict == "inactive"] == [0, 1, 4]
+        assert joint.cost == 0
+        assert sum(done) == sets.select.count
+
+
+def test_where_nothing_is_idle_nothing_is_tried_together() -> None:
+    sets, vae = as_data(rows()), dense(idle=[])
+    with measuring(vae):
+        moments = accumulate(vae, sets.calibrate)
+        latents, joint = tried(vae, sets, moments, latents_of(moments), "all", Thresholds())
+    assert joint is None
+    assert "inactive" not in {latent.verdict for latent in latents}
 
 
 def test_the_decoder_is_not_run_where_it_is_not_wanted() -> None:
