@@ -49,14 +49,14 @@ class Mutant:
 def mutants_of(source: str, path: str) -> list[Mutant]:
     """Every small wrong of a source, in order."""
     tree = ast.parse(source)
-    found, called = [], _called(tree)
+    found, called, skipped = [], _called(tree), _skipped(tree)
     for place, node in enumerate(ast.walk(tree)):
-        if place in (skipped := _skipped(tree)) or not hasattr(node, "lineno"):
+        if node in skipped or not hasattr(node, "lineno"):
             continue
         for variant, change in enumerate(_changes(node)):
             changed = change(copy.deepcopy(node))
             was, becomes = (_words(n) for n in (node, changed))
-            if was != becomes and skipped is not None:
+            if was != becomes:
                 found.append(Mutant(path, node.lineno, _last(node), place, variant, was, becomes, node not in called))
     return found
 
@@ -142,14 +142,8 @@ def _called(tree: ast.Module) -> set[ast.AST]:
     return {part for function in functions for statement in function.body for part in ast.walk(statement)}
 
 
-_SKIPPED: dict[int, set[int]] = {}
-
-
-def _skipped(tree: ast.Module) -> set[int]:
-    """Places within annotations, messages of errors, docstrings and imports, and what only a type checker reads."""
-    if id(tree) in _SKIPPED:
-        return _SKIPPED[id(tree)]
-    _SKIPPED.clear()
+def _skipped(tree: ast.Module) -> set[ast.AST]:
+    """What is within annotations, messages of errors, docstrings and imports, and what only a type checker reads."""
     out: set[ast.AST] = set()
     for node in ast.walk(tree):
         parts: list[ast.AST | None] = []
@@ -168,8 +162,7 @@ def _skipped(tree: ast.Module) -> set[int]:
         for part in parts:
             if part is not None:
                 out |= set(ast.walk(part))
-    _SKIPPED[id(tree)] = {place for place, node in enumerate(ast.walk(tree)) if node in out}
-    return _SKIPPED[id(tree)]
+    return out
 
 
 def _last(node: ast.AST) -> int:
