@@ -194,7 +194,12 @@ def test_the_history_of_a_shrunk_model_is_that_of_another() -> None:
 def test_epochs_from_before_latents_were_added_do_not_hide_the_later_ones() -> None:
     grown = History((*history([0, 0], size=3).epochs, *history([0, 2, 2, 2, 2, 2]).epochs))
     found = latents(active=2, inactive=2)[::-1]
-    assert movement(found, {"history": grown}) == "; the count has stood still for the last 5 of 8 epochs"
+    assert movement(found, {"history": grown}) == "; the count has stood still for the last 5 of 6 epochs"
+
+
+def test_few_epochs_since_latents_were_added_say_nothing_of_the_count() -> None:
+    grown = History((*history([0] * 20, size=3).epochs, *history([0, 0, 1]).epochs))
+    assert movement(latents(active=3, inactive=1), {"history": grown}) == ""
 
 
 @pytest.mark.parametrize(("rise", "told"), [(0.13, False), (0.15, True)])

@@ -124,12 +124,13 @@ def unsettled(latents: Sequence[Latent], provenance: Mapping[str, Any]) -> bool:
 def movement(latents: Sequence[Latent], provenance: Mapping[str, Any]) -> str:
     """Whether the count of inactive latents, or a latent on its way there, moved in the last fifth of training.
 
-    In words, to be put behind an advice; empty where there is no history, or one too short to tell.
+    In words, to be put behind an advice; empty where there is no history, or one too short to tell. Epochs from before
+    latents were added do not count.
     """
     history: History = provenance.get("history") or History()
-    epochs = history.epochs
+    epochs = [epoch for epoch in history.epochs if len(epoch.variance) == len(latents)]
     window = max(3, math.ceil(len(epochs) / 5))
-    if len(epochs) <= window or provenance.get("shrunk") or len(epochs[-1].variance) != len(latents):
+    if len(epochs) <= window or provenance.get("shrunk"):
         return ""
     counts = [epoch.n_inactive for epoch in epochs]
     then, now = epochs[-1 - window].posterior_variance, epochs[-1].posterior_variance
