@@ -231,6 +231,16 @@ def test_latents_that_reach_the_output_without_a_weight_are_refused() -> None:
     assert str(caught.value) == "decoder: latent 0 reaches the output without passing a weight that could be widened"
 
 
+class Averaged(Reader):
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z / z.shape[1])
+
+
+def test_a_decoder_that_divides_by_the_number_of_latents_is_refused() -> None:
+    with pytest.raises(TraceError, match="decoded row of the wider model differs from the original's"):
+        grown(family(reader=Averaged), 8)
+
+
 class LogvarOfMean(OwnVAE):
     """The spread is a function of the mean."""
 
