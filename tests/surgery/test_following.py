@@ -54,6 +54,22 @@ def obstacles(found: Channels, key: str) -> set[str | None]:
     }
 
 
+# ---- what the data also reaches
+
+
+def test_every_channel_that_the_input_is_added_to_stays() -> None:
+    vae = HiddenVAE(Then(lambda m, x: torch.tanh(m.second(torch.relu(m.first(x) + F.pad(x, (1, 0))))), **layers()))
+    found = {
+        channel: group.obstacle
+        for group in traced(vae).groups
+        for call, channels in group.writes.items()
+        if call == ("encode", 0)
+        for channel in channels
+    }
+    why = "what reads it also depends on the input, a condition or a weight that is not understood"
+    assert found == {0: None, **dict.fromkeys(range(1, 6), why)}
+
+
 # ---- weights that read something without a batch
 
 
