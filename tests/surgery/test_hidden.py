@@ -221,6 +221,23 @@ def test_nothing_to_take_out_is_no_plan() -> None:
     assert plan_network(examine(two_layers(), sets_of(two_layers()))) is None
 
 
+def test_layers_the_model_does_not_run_without_stay_and_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = two_layers()
+    dead(vae.encoder[0], 2)
+    dead(vae.decoder[0], 0, 3)
+    hidden = examine(vae, sets_of(vae))
+
+    def fits(made: Plan) -> str | None:
+        return "it does not run" if "encoder.0.weight" in removed(made) else None
+
+    monkeypatch.setattr(hidden.assembler, "fits", fits)
+    made = plan_network(hidden)
+    assert removed(made) == {"decoder.0.weight": [0, 3]}
+    assert left_of(made)["encoder.0.weight"] == "it does not run"
+    monkeypatch.setattr(hidden.assembler, "fits", lambda _made: "it does not run")
+    assert plan_network(hidden) is None
+
+
 def test_a_model_without_hidden_channels_is_told() -> None:
     vae = HiddenVAE(nn.Identity(), 5)
     hidden = examine(vae, sets_of(vae))
