@@ -135,6 +135,27 @@ def test_a_weight_is_fitted_on_what_the_pruned_network_reads() -> None:
     assert better.abs().max() > 0.05
 
 
+def test_combinations_are_of_fitted_rows_those_of_channels_that_go_included() -> None:
+    case = Case(nn.Linear(LATENTS, 6), nn.Tanh(), nn.Linear(6, 4), nn.Linear(4, 5))
+    reader = "decoder.3.weight"
+    mixture = Mixture((0, 1, 2, 3), torch.tensor([[1.0, -1.0, 2.0, 0.5], [0.0, 1.0, 1.0, -3.0]]).double())
+    alone = case.fitted(without(FIRST, SECOND))
+    gone = {**without(FIRST, SECOND).of, **without(SECOND, reader, (2, 3)).of}
+    found = case.fitted(Removed(gone, mixed={("decode", 1): mixture}))
+    assert_close(found.weights[SECOND], mixture.of(alone.weights[SECOND]).numpy(), 1e-9)
+    assert_close(found.biases["decoder.2.bias"], mixture.of(alone.biases["decoder.2.bias"]).numpy(), 1e-9)
+
+
+def test_a_weight_that_loses_rows_and_columns_is_fitted_in_the_rows_that_stay() -> None:
+    case = Case(nn.Linear(LATENTS, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 5))
+    alone = case.fitted(without(FIRST, SECOND))
+    found = case.fitted(Removed({**without(FIRST, SECOND).of, **without(SECOND, THIRD, (0, 2)).of}))
+    stay = [1, 3]
+    assert_close(found.weights[SECOND][stay], alone.weights[SECOND][stay].numpy(), 1e-9)
+    assert_close(found.biases["decoder.2.bias"][stay], alone.biases["decoder.2.bias"][stay].numpy(), 1e-9)
+    assert not found.weights[THIRD][:, [0, 2]].any()
+
+
 def test_a_bias_that_takes_a_constant_over_leaves_what_follows_as_it_was() -> None:
     """The units that go are 1 in every row: the next weight's bias makes up for them, and nothing is left to fit."""
 
