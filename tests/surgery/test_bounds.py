@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from planted import OwnVAE, convolutional, dense, randomise
 from vaeprune.posterior import Posterior
+from vaeprune.surgery import bound_rules
 from vaeprune.surgery.bounds import Interval, operand_bounds
 from vaeprune.surgery.probe import Recorder, Subject
 
@@ -114,6 +115,38 @@ def test_zero_row_is_its_bias_to_the_last_bit() -> None:
     )
 
 
+@pytest.mark.parametrize("function", [F.leaky_relu, torch.abs, torch.square], ids=["leaky_relu", "abs", "square"])
+def test_what_is_linear_on_either_side_keeps_a_zero_to_the_last_bit(function: Callable[[Tensor], Tensor]) -> None:
+    assert last(lambda m, x: function(x * 0)) == [(0.0, 0.0)] * 2
+
+
+def test_a_box_far_from_zero_is_taken() -> None:
+    assert last(lambda m, x: x, 10.0, 11.0) == [(10.0, 11.0)] * 2
+    assert last(lambda m, x: x, -11.0, -10.0) == [(-11.0, -10.0)] * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_sum_of_many_terms_has_room_for_the_rounding_of_each(dtype: torch.dtype) -> None:
+    """A sum of n terms, in whatever order, is off by up to n · eps/2 times the sum of their sizes."""
+    terms, layer = 40_000, nn.Linear(40_000, 1, bias=False)
+    nn.init.ones_(layer.weight)
+
+    def body(m: Net, x: Tensor) -> Tensor:
+        many = torch.cat([x[:, :1].expand(-1, terms // 2), -x[:, :1].expand(-1, terms // 2)], 1).to(dtype)
+        return F.linear(many, m.a.weight.to(dtype)).to(x.dtype).expand(-1, 2)
+
+    (lower, upper), _ = last(body, 1.0, 1.0, a=layer)
+    assert upper >= terms * torch.finfo(dtype).eps / 2 * terms
+    assert lower <= -terms * torch.finfo(dtype).eps / 2 * terms
+
+
+def test_bounds_that_miss_what_was_computed_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = torch.zeros(1, 2, dtype=torch.float64)
+    wrong = {**bound_rules._RULES, "sigmoid": lambda _call: [Interval(nothing - 2, nothing - 1)]}
+    monkeypatch.setattr(bound_rules, "_RULES", wrong)
+    assert last(lambda m, x: x.sigmoid()) == UNKNOWN
+
+
 def test_zero_row_after_an_unknown_function_is_still_its_bias() -> None:
     found = last(lambda m, x: m.a(x.sort(1)[0]), a=linear([[0.0, 0.0], [1.0, 0.0]], [0.5, 0.0]))
     assert found == [(0.5, 0.5), (-INFINITY, INFINITY)]
@@ -175,6 +208,12 @@ def test_batch_norm_scale_of_zero_leaves_its_bias() -> None:
         pytest.param(torch.tanh, (math.tanh(-1), math.tanh(3)), id="tanh"),
         pytest.param(torch.exp, (math.exp(-1), math.exp(3)), id="exp"),
         pytest.param(F.elu, (math.exp(-1) - 1, 3), id="elu"),
+        pytest.param(lambda x: F.elu(x, -1.0), (0, 3), id="elu that folds over"),
+        pytest.param(lambda x: F.prelu(x, torch.full((1,), -4.0, dtype=x.dtype)), (0, 4), id="prelu that folds over"),
+        pytest.param(F.selu, (-1.1113307378125628, 3.1521029620664414), id="selu"),
+        pytest.param(lambda x: F.gelu(x, approximate="tanh").clamp(max=1), (-0.17004075057125, 1), id="gelu by tanh"),
+        pytest.param(lambda x: F.interpolate(x[:, None], 2, mode="nearest")[:, 0], (-1, 3), id="interpolated"),
+        pytest.param(lambda x: F.interpolate(x[:, None], 2, mode="linear")[:, 0], (-1, 3), id="interpolated linearly"),
         pytest.param(F.hardsigmoid, (1 / 3, 1), id="hardsigmoid"),
         pytest.param(F.softplus, (math.log1p(math.exp(-1)), math.log1p(math.exp(3))), id="softplus"),
         pytest.param(F.logsigmoid, (-math.log1p(math.exp(1)), -math.log1p(math.exp(-3))), id="logsigmoid"),
@@ -304,6 +343,7 @@ def _masked(m: Net, x: Tensor) -> Tensor:
         lambda m, x: x.clone().sigmoid_().erfinv_(),
         lambda m, x: F.threshold(x, 0.0, 9.0),
         lambda m, x: F.interpolate(x[:, None], 2, mode="nearest")[:, 0].pow(3),
+        lambda m, x: F.interpolate(x[:, None, None], (2, 2), mode="bicubic")[:, 0, 0],
         _through_numpy, _through_data, _by_a_view, _item, _out, _branch, _masked,
     ],
 )  # fmt: skip

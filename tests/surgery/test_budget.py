@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -15,8 +20,10 @@ from vaeprune.analysis import analyze
 from vaeprune.architectures import BuiltVAE, DenseVAE
 from vaeprune.data import DataSets, as_data
 from vaeprune.errors import UsageError
+from vaeprune.surgery.allocation import Levels, Tensors
+from vaeprune.surgery.budget import MARGIN, Search, Spent
 from vaeprune.surgery.cut import cut
-from vaeprune.surgery.plan import Plan
+from vaeprune.surgery.plan import Left, Plan
 from vaeprune.surgery.scopes import Planner, planner, refuse_budget
 from vaeprune.verification import elbo_difference, verify
 
@@ -128,6 +135,115 @@ def test_a_network_of_one_unit_a_layer_has_nothing_to_give() -> None:
         for layer in (vae.encoder[0], vae.decoder[0]):
             layer.bias.fill_(3.0)
     assert ready(vae, as_data(small_tiles()[:400])).within(5.0) is None
+
+
+# ---- the search, on costs that are known
+
+
+@dataclass(frozen=True)
+class Known:
+    """Units of one tensor: each is predicted to cost `costs`, and costs `truly` times that."""
+
+    key: str
+    costs: tuple[float, ...]
+    truly: float = 1.0
+
+    def levels(self, factor: float) -> Levels:
+        counts = tuple(range(len(self.costs) + 1))
+        return Levels((0.0, *(factor * cost for cost in self.costs)), {(self.key, 0): counts})
+
+
+class KnownSpending:
+    """Whose losses are what its choices truly cost, with a standard error of `error`."""
+
+    notes, left = ("a note",), (Left("w", 2, "a reason"),)
+
+    def __init__(self, choices: list[Known], error: float = 0.0) -> None:
+        self.choices, self.error = choices, error
+        sizes = {choice.key: (len(choice.costs) + 1,) for choice in choices}
+        self.tensors = Tensors(sizes, dict.fromkeys(sizes, 1.0))
+        self.measured: list[tuple[int, ...]] = []
+
+    def loss(self, chosen: Sequence[int]) -> tuple[float, float]:
+        self.measured.append(tuple(chosen))
+        costs = (c.truly * c.costs[level - 1] for c, level in zip(self.choices, chosen, strict=True) if level)
+        return sum(costs), self.error
+
+    def size(self, chosen: Sequence[int]) -> float:
+        whole = sum(len(choice.costs) + 1 for choice in self.choices)
+        return 1 - sum(chosen) / whole
+
+    def plan(self, chosen: Sequence[int]) -> tuple[int, ...]:
+        return tuple(chosen)
+
+    def kept_whole(self, _plan: object) -> bool:
+        return False
+
+    @contextlib.contextmanager
+    def channels_alone(self) -> Iterator[bool]:
+        yield False
+
+
+Report = tuple[str, int, "int | None"]
+
+
+def searched(monkeypatch: pytest.MonkeyPatch, spending: KnownSpending, limit: float) -> tuple[Spent, list[Report]]:
+    reports: list[Report] = []
+    monkeypatch.setattr("vaeprune.surgery.budget.Spending", lambda *_: spending)
+    search = Search(None, None, progress=lambda *report: reports.append(report))
+    return search.within(limit), reports
+
+
+def rising(count: int, first: float = 0.05) -> tuple[float, ...]:
+    """The more is gone, the more costs the next."""
+    return tuple(first * (n + 1) ** 2 for n in range(count))
+
+
+def test_predictions_that_are_wrong_are_corrected_by_what_each_layer_costs_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are predicted to cost the same, but units of the second cost a twelfth of those of the first."""
+    spending = KnownSpending([Known("a", rising(30), 3.0), Known("b", rising(30), 0.25)])
+    found, _ = searched(monkeypatch, spending, 2.0)
+    assert found.plan == (1, 12)
+    assert found.loss == found.upper == pytest.approx(0.15 + 1.8)
+    assert found.size == pytest.approx(1 - 13 / 62)
+    assert (found.notes, found.left) == (spending.notes, spending.left)
+
+
+@pytest.mark.parametrize("truly", [math.nan, math.inf])
+def test_a_layer_whose_loss_is_no_number_is_left_alone(monkeypatch: pytest.MonkeyPatch, truly: float) -> None:
+    spending = KnownSpending([Known("a", rising(30), truly), Known("b", rising(30), 0.25)])
+    assert searched(monkeypatch, spending, 2.0)[0].plan == (0, 12)
+
+
+def test_where_nothing_fits_into_the_budget_nothing_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    spending = KnownSpending([Known("a", rising(3, 1.0)), Known("b", rising(3, 1.0))])
+    found, _ = searched(monkeypatch, spending, 0.5)
+    assert found == Spent(None, 0.0, 0.0, 1.0, spending.notes, spending.left)
+
+
+@pytest.mark.parametrize("error", [0.1, 0.5])
+def test_the_upper_bound_holds_95_times_in_100_and_has_a_margin_to_the_budget(
+    monkeypatch: pytest.MonkeyPatch, error: float
+) -> None:
+    spending = KnownSpending([Known("a", rising(40, 0.01)), Known("b", rising(40, 0.02))], error)
+    found, _ = searched(monkeypatch, spending, 8.0)
+    assert found.upper == pytest.approx(found.loss + NormalDist().inv_cdf(0.975) * error, abs=1e-4)
+    assert 8.0 - 0.5 <= found.upper + MARGIN * error <= 8.0
+
+
+def test_progress_counts_every_measurement_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    spending = KnownSpending([Known("a", rising(30), 3.0), Known("b", rising(30), 0.25), Known("c", rising(2, 1e-5))])
+    _, reports = searched(monkeypatch, spending, 2.0)
+    costs = [(more, total) for what, more, total in reports if what == "measuring costs"]
+    assert {total for _, total in costs} == {sum(more for more, _ in costs)}
+    alone = sum(more for what, more, _ in reports if what == "measuring layers")
+    looked = sum(more for what, more, _ in reports if what == "searching")
+    assert alone
+    assert alone + looked == len(spending.measured) - 1  # the last is that of the result
+    assert all(sum(level > 0 for level in chosen) == 1 for chosen in spending.measured[:alone])
+    assert not any(chosen[2] for chosen in spending.measured[:alone])  # too cheap to be worth it
 
 
 @pytest.mark.slow

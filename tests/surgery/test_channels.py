@@ -283,6 +283,22 @@ def test_a_function_that_hides_nan_of_some_channels_holds_at_least_those() -> No
     assert all(found[c] and "hides NaN" in found[c] for c in (3, 4, 5))
 
 
+def test_a_function_that_hides_nan_from_the_second_of_two_readers_is_an_obstacle() -> None:
+    class Twice(Through):
+        def __init__(self) -> None:
+            super().__init__(torch.nan_to_num)
+            self.third = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, *condition: Tensor) -> Tensor:
+            h = self.first(x)
+            return torch.tanh(self.third(h)) + torch.tanh(self.second(self.between(h)))
+
+    vae = HiddenVAE(Twice())
+    dead(vae.encoder.first, *range(6), bias=0.0)
+    found = obstacles(traced(vae), "encoder.first.weight")
+    assert all(why and "a function on the way hides NaN" in why for why in found.values())
+
+
 def test_a_function_that_hides_one_of_two_in_a_sum_ties_them() -> None:
     def between(h: Tensor) -> Tensor:
         return h + torch.nan_to_num(h.flip(1))

@@ -123,6 +123,20 @@ def test_refits_of_the_second_plan_are_kept() -> None:
     assert torch.allclose(found.mean.weight - expected.mean.weight, change, rtol=0, atol=1e-12)
 
 
+def test_constants_and_changes_that_are_spread_keep_every_digit() -> None:
+    """The second plan's vectors are shorter where the first took channels out of the same axis."""
+    first, second, _ = latents_then_hidden(dense())
+    axis = ("decoder.0.weight", 1)
+    assert [s.kept for s in first.slices if (s.key, s.axis) == axis] == [(0, 2)]
+    third = torch.tensor([1 / 3, float("nan")], dtype=torch.float64)
+    change = {"mean.bias": torch.tensor([1 / 3, 1e-12], dtype=torch.float64)}
+    made = composed(first, replace(second, held={axis: third}, bias_changes=change))
+    assert made.held[axis].dtype == made.bias_changes["mean.bias"].dtype == torch.float64
+    assert made.held[axis][0] == 1 / 3
+    assert made.held[axis][1:].isnan().all()
+    assert made.bias_changes["mean.bias"].tolist() == [1 / 3, 0.0, 1e-12]
+
+
 # ---- on disk
 
 

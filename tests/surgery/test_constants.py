@@ -101,6 +101,22 @@ def test_every_layer_that_reads_a_latent_takes_its_constant_over() -> None:
         torch.testing.assert_close(made.bias_changes[f"decoder.{key}.bias"], change, rtol=1e-12, atol=1e-14)
 
 
+def test_a_layer_without_a_bias_that_reads_zero_does_not_keep_the_next_from_taking_its_constant_over() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.above, self.whole = nn.Linear(2, 5, bias=False), nn.Linear(2, 5)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.above(z.relu()) + self.whole(z)
+
+    vae = still(PlainVAE(Halves(), latents=2), 0.25, -0.5)
+    weight = vae.decoder.whole.weight.detach().clone()
+    made, _ = cut_exactly(vae, [1])
+    assert constants(made) == {1: -0.5}
+    torch.testing.assert_close(made.bias_changes["decoder.whole.bias"], -0.5 * weight[:, 1], rtol=1e-12, atol=0)
+
+
 def test_removed_latents_that_are_multiplied_fold_together() -> None:
     class Products(nn.Module):
         """Reads z0·z1 and z2·z3."""

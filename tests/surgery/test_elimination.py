@@ -113,6 +113,14 @@ def test_without_compensation_what_stays_keeps_its_weights() -> None:
     assert order.costs[1] == pytest.approx(order.costs[0] + alone, rel=1e-4)
 
 
+def test_groups_that_cost_nearly_the_same_are_told_apart() -> None:
+    weight = torch.tensor([[1 + 1e-9, 1.0, 3.0]], dtype=torch.float64)
+    eye = torch.eye(3, dtype=torch.float64)
+    order = eliminate([Reader(weight, eye, eye[:1, :1], [[0], [1], [2]], compensated=False)], 3)
+    assert order.groups == (1, 0)
+    assert order.costs[1] - order.costs[0] == pytest.approx(order.costs[0] * (1 + 1e-9) ** 2, rel=1e-12)
+
+
 def test_what_nothing_reads_goes_first_and_for_nothing() -> None:
     order = eliminate([reader([[0], [], [1, 2]])], 3)
     assert order.groups[0] == 1

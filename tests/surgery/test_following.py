@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hidden_models import HiddenVAE, cut_hidden, dead, removed, sets_of
+from hidden_models import LATENTS, HiddenVAE, cut_hidden, dead, removed, sets_of
 from vaeprune.surgery.assembling import Assembler
 from vaeprune.surgery.channels import Channels, hidden_channels
 from vaeprune.surgery.hidden import examine, plan_network
@@ -52,6 +52,43 @@ def obstacles(found: Channels, key: str) -> set[str | None]:
     return {
         group.obstacle for group in found.groups for call in group.writes if found.site(call).key == f"encoder.{key}"
     }
+
+
+# ---- what the data also reaches
+
+
+def test_every_channel_that_the_input_is_added_to_stays() -> None:
+    vae = HiddenVAE(Then(lambda m, x: torch.tanh(m.second(torch.relu(m.first(x) + F.pad(x, (1, 0))))), **layers()))
+    found = {
+        channel: group.obstacle
+        for group in traced(vae).groups
+        for call, channels in group.writes.items()
+        if call == ("encode", 0)
+        for channel in channels
+    }
+    why = "what reads it also depends on the input, a condition or a weight that is not understood"
+    assert found == {0: None, **dict.fromkeys(range(1, 6), why)}
+
+
+def test_channels_that_are_mixed_only_where_not_all_of_them_change_stay() -> None:
+    """The layer as a whole does not show in the softmax; each of its channels alone does."""
+
+    def decoded(m: nn.Module, z: Tensor) -> Tensor:
+        h = m.first(z)
+        weights = torch.softmax(h.masked_fill((h != 0).all(1, keepdim=True), 0.0), 1)
+        return m.second(torch.tanh(h) + weights)
+
+    vae = HiddenVAE(decoder=Then(decoded, first=nn.Linear(LATENTS, 6), second=nn.Linear(6, 5)))
+    dead(vae.decoder.first, *range(6), bias=0.0)
+    held = {
+        channel: group.obstacle
+        for group in traced(vae).groups
+        for call, channels in group.writes.items()
+        if call == ("decode", 0)
+        for channel in channels
+    }
+    why = "it goes through softmax in decoder, which mixes channels or is not understood"
+    assert held == dict.fromkeys(range(6), why)
 
 
 # ---- weights that read something without a batch

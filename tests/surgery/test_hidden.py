@@ -221,6 +221,23 @@ def test_nothing_to_take_out_is_no_plan() -> None:
     assert plan_network(examine(two_layers(), sets_of(two_layers()))) is None
 
 
+def test_layers_the_model_does_not_run_without_stay_and_the_others_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = two_layers()
+    dead(vae.encoder[0], 2)
+    dead(vae.decoder[0], 0, 3)
+    hidden = examine(vae, sets_of(vae))
+
+    def fits(made: Plan) -> str | None:
+        return "it does not run" if "encoder.0.weight" in removed(made) else None
+
+    monkeypatch.setattr(hidden.assembler, "fits", fits)
+    made = plan_network(hidden)
+    assert removed(made) == {"decoder.0.weight": [0, 3]}
+    assert left_of(made)["encoder.0.weight"] == "it does not run"
+    monkeypatch.setattr(hidden.assembler, "fits", lambda _made: "it does not run")
+    assert plan_network(hidden) is None
+
+
 def test_a_model_without_hidden_channels_is_told() -> None:
     vae = HiddenVAE(nn.Identity(), 5)
     hidden = examine(vae, sets_of(vae))
@@ -237,6 +254,26 @@ def test_a_constant_that_no_bias_can_take_over_says_so() -> None:
     assert constant_but_left(vae) == {
         "encoder.0.weight": "constant 1, but encoder.2.weight has no bias that could take it over"
     }
+
+
+def test_a_constant_that_one_of_two_readers_cannot_take_over_stays() -> None:
+    """The head of means does not read the unit at all, so that nothing need be taken over there."""
+    vae = HiddenVAE(nn.Sequential(nn.Linear(5, 6), nn.Sigmoid()))
+    vae.logvar = nn.Linear(6, LATENTS, bias=False).double()
+    biased(vae.encoder[0], 1, bias=ABOVE)
+    unread(vae.mean, 1)
+    assert constant_but_left(vae) == {
+        "encoder.0.weight": "constant 1, but logvar.weight has no bias that could take it over"
+    }
+
+
+def test_what_is_constant_in_the_models_own_type_is_so_whatever_a_finer_type_would_show() -> None:
+    """A sigmoid of 20 is 1 in float32, and less by 2e-9 in float64."""
+    vae = two_layers(nn.Sigmoid()).float()
+    biased(vae.encoder[0], 1, bias=20.0)
+    made = plan_network(examine(vae, sets_of(vae)))
+    assert removed(made) == {"encoder.0.weight": [1]}
+    assert only(made).deviation == 0.0
 
 
 # ---- the plan

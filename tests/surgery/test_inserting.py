@@ -128,6 +128,18 @@ def test_new_means_vary_by_one_in_directions_that_no_old_mean_shows() -> None:
     assert abs(correlated[5, 6]) < 1e-9
 
 
+def test_new_means_vary_by_one_where_the_head_has_more_rows_than_directions_to_read() -> None:
+    """The head reads 7 units, that hardly vary; 5 old latents leave 2 directions, and 12 are asked for."""
+    made = family(heads=separate)
+    with torch.no_grad():
+        made.network.body.weight *= 1e-2
+    _, _, wider = grown(made, 17)
+    x = next(iter(batches_for(wider, made.data.calibrate, 150)))[0]
+    with torch.no_grad():
+        mean = wider.encode(x).mean
+    assert torch.allclose(mean[:, 5:].var(0, correction=0), torch.ones(12).double())
+
+
 def test_new_spreads_are_those_of_the_most_certain_old_latent() -> None:
     made = family(heads=chunked)
     vae, _, wider = grown(made, 7)
@@ -217,6 +229,16 @@ def test_latents_that_reach_the_output_without_a_weight_are_refused() -> None:
     with pytest.raises(TraceError) as caught:
         grown(made, 8)
     assert str(caught.value) == "decoder: latent 0 reaches the output without passing a weight that could be widened"
+
+
+class Averaged(Reader):
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z / z.shape[1])
+
+
+def test_a_decoder_that_divides_by_the_number_of_latents_is_refused() -> None:
+    with pytest.raises(TraceError, match="decoded row of the wider model differs from the original's"):
+        grown(family(reader=Averaged), 8)
 
 
 class LogvarOfMean(OwnVAE):

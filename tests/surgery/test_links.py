@@ -13,7 +13,7 @@ from vaeprune.surgery.curvature import FitRows, Moments, fit_rows, measure
 from vaeprune.surgery.hidden import Hidden, examine
 from vaeprune.surgery.links import best_basis, linear_link
 from vaeprune.surgery.refitting import Mixture, Removed, refit
-from vaeprune.surgery.regression import as_matrix
+from vaeprune.surgery.regression import as_matrix, rank_costs
 
 IMAGE = (2, 6, 6)
 
@@ -181,6 +181,22 @@ def test_predicted_costs_are_the_best_that_any_combinations_reach(name: str) -> 
         for step in (1.0, 0.1, 0.01):
             other = own + step * torch.randn(own.shape, generator=generator, dtype=torch.float64)
             assert cost(other) >= predicted * (1 - 1e-6) - 1e-9
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["its bias takes the mean over", "no bias takes the mean over"])
+def test_costs_are_of_what_is_written_less_its_mean_where_a_bias_takes_that_over(bias: bool) -> None:
+    vae = HiddenVAE(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 6, bias=bias), nn.Tanh()))
+    with torch.no_grad():
+        vae.encoder[0].bias.copy_(torch.tensor([1.0, -0.5, 0.2, 0.0]))
+    hidden, _, writer, fit, moments, basis, _ = linked(vae)
+    with torch.no_grad():
+        written = vae.encoder[0](fit.all("encode")[0])[:, list(basis.channels)]
+    centred = written - written.mean(0) if bias else written
+    fisher = moments[writer].fisher[list(basis.channels)][:, list(basis.channels)]
+    expected = rank_costs(torch.eye(4).double(), centred.T @ centred / len(centred), fisher)
+    assert basis.order.groups == (3, 2, 1)
+    assert basis.order.costs == pytest.approx(expected[[3, 2, 1]].tolist(), rel=1e-3)
+    assert hidden.channels.site(writer).bias == "encoder.0.bias"
 
 
 def test_combinations_are_of_unit_size_on_the_data() -> None:

@@ -3,15 +3,16 @@ import re
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from planted import IDLE_MEAN, convolutional, dense, rows
+from planted import IDLE_MEAN, PlainVAE, convolutional, dense, planned, rows
 from vaeprune.analysis import Analysis, analyze
 from vaeprune.architectures import DenseVAE
 from vaeprune.data import as_data
-from vaeprune.errors import PlanError, VaepruneError
+from vaeprune.errors import PlanError, TraceError, VaepruneError
 from vaeprune.storage import weights_sha256
 from vaeprune.surgery.plan import Plan
-from vaeprune.surgery.planning import plan
+from vaeprune.surgery.planning import plan, refuse_other_values
 
 IDLE = [1, 4]
 
@@ -102,6 +103,33 @@ def test_an_analysis_of_a_model_with_other_latents_is_refused(analysis: Analysis
             plan(dense([1], latents=latents), analysis, rows())
         assert re.search(rf"\b{latents} latents\b", str(error.value))
         assert re.search(r"\b6\b", str(error.value))
+
+
+@pytest.mark.parametrize(("latents", "named"), [(8, "0, 1, 2, 3, 4, 5, 6, 7"), (9, "0, 1, 2, 3, 4, 5, 6, 7 …")])
+def test_of_many_latents_that_cannot_be_taken_apart_the_first_eight_are_named(latents: int, named: str) -> None:
+    class Summed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.read = nn.Linear(1, 5)
+
+        def forward(self, z: Tensor) -> Tensor:
+            return self.read(z.sum(1, keepdim=True))
+
+    with pytest.raises(TraceError) as error:
+        planned(PlainVAE(Summed(), latents), [0])
+    assert error.value.message == (
+        f"decoder.read.weight: column 0 serves latents {named} together, which cannot be taken apart"
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_values_are_the_same_to_within_a_hundredth_of_the_largest(scale: float) -> None:
+    reference = scale * torch.tensor([1.0, -0.5, 0.0])
+    refuse_other_values(reference, reference + 0.009 * scale, "mean")
+    for change in (0.011, -0.011, float("nan")):
+        with pytest.raises(TraceError) as error:
+            refuse_other_values(reference, reference + change * scale, "mean")
+        assert str(error.value) == "mean of the cut model differs from the original's"
 
 
 # ---- what is recorded

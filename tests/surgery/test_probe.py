@@ -96,6 +96,48 @@ def test_a_plan_is_the_same_whether_weights_are_shared_or_copied(
     assert_same_but_for_the_removed(vae, cut(vae, shared), shared, tolerance=1e-5)
 
 
+@pytest.mark.usefixtures("_all_large")
+def test_weights_that_channels_only_pass_are_shared_too() -> None:
+    """A depthwise kernel is a matrix in float32, and what passes it is in float64."""
+    vae = MapVAE(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, groups=3), nn.Conv2d(3, 2, 1)))
+    subject = Subject(vae, (rows(2, (2, 4, 4)),), sharing=True)
+    assert "decoder.0.weight" in subject.shared
+    z = rows(2, (3, 4, 4))
+    found = subject.run(lambda m: m.decode(z.double()), Watcher())
+    assert torch.allclose(found.float(), vae.decode(z), atol=1e-6)
+
+
+def test_a_copy_is_in_eval_mode_and_takes_no_gradients_whatever_the_model_is_in() -> None:
+    vae = PlainVAE(nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 5)))
+    vae.train()
+    for options in ({}, {"double": False}, {"sharing": True}):
+        subject = Subject(vae, EXAMPLE, **options)
+        assert not any(module.training for module in subject.vae.network.modules())
+        assert not any(p.requires_grad for p in subject.vae.network.parameters())
+    assert all(module.training for module in vae.modules())
+    assert all(p.requires_grad for p in vae.parameters())
+
+
+class Pairs(PlainVAE):
+    """Multiplies latents with each other, after its decoder has run, or in a module of it."""
+
+    def __init__(self, inside: bool) -> None:
+        super().__init__()
+        self.inside, self.pairs = inside, nn.Bilinear(4, 4, 5)
+
+    def decode_parameters(self, z: Tensor, *condition: Tensor) -> Tensor:
+        x = self.decoder(z)
+        return x + (self.pairs(z, z) if self.inside else nn.functional.bilinear(z, z, self.pairs.weight))
+
+
+@pytest.mark.parametrize(("inside", "where"), [(True, "pairs"), (False, "the model")])
+def test_what_is_not_understood_is_placed_in_the_module_that_called_it(inside: bool, where: str) -> None:
+    with pytest.raises(
+        TraceError, match=rf"goes through bilinear with pairs\.weight.* in {where}, which mixes channels"
+    ):
+        planned(Pairs(inside), [1])
+
+
 def _masked(vae: nn.Module, h: Tensor) -> Tensor:
     """A weight is masked in place, as in masked convolutions; the model's own has not been masked yet."""
     vae.body.weight.data.mul_(torch.ones_like(vae.body.weight).triu())
@@ -108,8 +150,20 @@ def _drifting(vae: nn.Module, h: Tensor) -> Tensor:
     return h
 
 
+def _several(vae: nn.Module, h: Tensor) -> Tensor:
+    """As optimisers change their weights, many at once."""
+    more = h.clone()
+    torch._foreach_add_([more, vae.body.weight], 0.0)
+    return more
+
+
+def _written(vae: nn.Module, h: Tensor) -> Tensor:
+    torch.add(vae.body.weight, 0.0, out=vae.body.weight)
+    return h
+
+
 @pytest.mark.usefixtures("_all_large")
-@pytest.mark.parametrize("more", [_masked, _drifting])
+@pytest.mark.parametrize("more", [_masked, _drifting, _several, _written])
 def test_a_model_that_writes_to_its_weights_is_probed_in_a_copy(more: Callable[[nn.Module, Tensor], Tensor]) -> None:
     vae = Encodes(more)
     before = snapshot(vae)

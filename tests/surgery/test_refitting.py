@@ -5,7 +5,7 @@ The likelihood is Gaussian with s² = 1, so that every output of the last layer 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hidden_models import LATENTS, HiddenVAE
+from hidden_models import ABOVE, LATENTS, HiddenVAE, biased
 from planted import assert_untouched, snapshot
 from vaeprune.surgery import refitting
 from vaeprune.surgery.channels import Call
@@ -28,10 +28,18 @@ FIRST, SECOND, THIRD = "decoder.0.weight", "decoder.2.weight", "decoder.4.weight
 class Case:
     """A decoder, its rows, and fits of what is left of it."""
 
-    def __init__(self, *decoder: nn.Module, rows: int = 300, shape: tuple[int, ...] = (5,)) -> None:
+    def __init__(
+        self,
+        *decoder: nn.Module,
+        rows: int = 300,
+        shape: tuple[int, ...] = (5,),
+        planted: Callable[[HiddenVAE], None] | None = None,
+    ) -> None:
         width = int(torch.tensor(shape).prod())
         encoder = nn.Sequential(nn.Flatten(), nn.Linear(width, 6), nn.Tanh())
         self.vae = HiddenVAE(encoder, 6, nn.Sequential(*decoder), shape)
+        if planted is not None:
+            planted(self.vae)
         x = torch.rand(rows, *shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         self.subject = Subject(self.vae, (x[:2],))
         self.fit: FitRows = fit_rows(self.subject, iter([(x,)]), rows, 8 * width, 0)
@@ -125,6 +133,42 @@ def test_a_weight_is_fitted_on_what_the_pruned_network_reads() -> None:
     assert_close(found.biases["decoder.4.bias"], offset, 2e-2)
     better = found.weights[THIRD] - torch.tensor(case.weight(THIRD))
     assert better.abs().max() > 0.05
+
+
+def test_combinations_are_of_fitted_rows_those_of_channels_that_go_included() -> None:
+    case = Case(nn.Linear(LATENTS, 6), nn.Tanh(), nn.Linear(6, 4), nn.Linear(4, 5))
+    reader = "decoder.3.weight"
+    mixture = Mixture((0, 1, 2, 3), torch.tensor([[1.0, -1.0, 2.0, 0.5], [0.0, 1.0, 1.0, -3.0]]).double())
+    alone = case.fitted(without(FIRST, SECOND))
+    gone = {**without(FIRST, SECOND).of, **without(SECOND, reader, (2, 3)).of}
+    found = case.fitted(Removed(gone, mixed={("decode", 1): mixture}))
+    assert_close(found.weights[SECOND], mixture.of(alone.weights[SECOND]).numpy(), 1e-9)
+    assert_close(found.biases["decoder.2.bias"], mixture.of(alone.biases["decoder.2.bias"]).numpy(), 1e-9)
+
+
+def test_a_weight_that_loses_rows_and_columns_is_fitted_in_the_rows_that_stay() -> None:
+    case = Case(nn.Linear(LATENTS, 6), nn.Tanh(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 5))
+    alone = case.fitted(without(FIRST, SECOND))
+    found = case.fitted(Removed({**without(FIRST, SECOND).of, **without(SECOND, THIRD, (0, 2)).of}))
+    stay = [1, 3]
+    assert_close(found.weights[SECOND][stay], alone.weights[SECOND][stay].numpy(), 1e-9)
+    assert_close(found.biases["decoder.2.bias"][stay], alone.biases["decoder.2.bias"][stay].numpy(), 1e-9)
+    assert not found.weights[THIRD][:, [0, 2]].any()
+
+
+def test_a_bias_that_takes_a_constant_over_leaves_what_follows_as_it_was() -> None:
+    """The units that go are 1 in every row: the next weight's bias makes up for them, and nothing is left to fit."""
+
+    def saturated(vae: HiddenVAE) -> None:
+        biased(vae.decoder[0], *GONE, bias=ABOVE)
+
+    layers = nn.Linear(LATENTS, 6), nn.Sigmoid(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 5)
+    case = Case(*layers, planted=saturated)
+    found = case.fitted(without(FIRST, SECOND), iterations=80)
+    seen = case.read[1][:, KEPT] @ found.weights[SECOND][:, KEPT].T + found.biases["decoder.2.bias"]
+    assert_close(seen, case.wrote[1].numpy())
+    written = torch.tanh(seen) @ found.weights[THIRD].T + found.biases["decoder.4.bias"]
+    assert_close(written, case.wrote[2].numpy(), 5e-3)
 
 
 def test_rows_count_as_much_as_the_loss_depends_on_them() -> None:

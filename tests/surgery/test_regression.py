@@ -303,3 +303,11 @@ def test_balanced_factors_lose_a_rank_that_the_rows_cannot_have() -> None:
     assert left.shape == (1, 1)
     assert right.shape == (1, 2)
     torch.testing.assert_close(left @ right, up)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1.0, 1e8])
+def test_the_gram_matrix_of_dependent_features_can_be_inverted(scale: float) -> None:
+    x = scale * torch.randn(50, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = gram(torch.cat([x, x.sum(1, keepdim=True), x[:, :1]], 1))
+    assert torch.linalg.eigvalsh(found).min() > 0
+    assert torch.linalg.inv(found).isfinite().all()

@@ -55,6 +55,10 @@ BY_HAND = {
     "torch.mm": (lambda m, z: torch.mm(z, m.v), ("v", 0), "zero"),
     "Tensor.matmul": (lambda m, z: z.matmul(m.v), ("v", 0), "zero"),
     "torch.addmm": (lambda m, z: torch.addmm(m.b, z, m.v), ("v", 0), "mean"),
+    "@ a transposed weight": (lambda m, z: z @ m.w.t(), ("w", 1), "zero"),
+    "@ a weight with its axes exchanged": (lambda m, z: z @ m.w.transpose(0, 1), ("w", 1), "zero"),
+    "@ a weight with its axes swapped from the end": (lambda m, z: z @ torch.swapaxes(m.w, -1, 0), ("w", 1), "zero"),
+    "F.linear with a copied weight": (lambda m, z: F.linear(z, m.w.clone(), m.b.contiguous()), ("w", 1), "mean"),
 }
 
 
@@ -79,6 +83,18 @@ ON_THE_WAY = {
     "a shift in place": (lambda m, z: F.linear(z.clone().add_(m.s), m.w, m.b), ["s"]),
     "a scale and a shift": (lambda m, z: F.linear(z * m.s + m.s, m.w, m.b), ["s"]),
 }
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (1,), (1, 1)], ids=["a number", "a vector of one entry", "a matrix of one entry"]
+)
+def test_a_parameter_of_one_entry_that_scales_every_latent_stays(shape: tuple[int, ...]) -> None:
+    vae = reading(lambda m, z: F.linear(z * m.one, m.w, m.b))
+    vae.decoder.one = nn.Parameter(torch.full(shape, 0.7))
+    made, smaller = cut_exactly(vae, [1, 3])
+    assert not [key for key, _ in kept(made) if key == "decoder.one"]
+    assert smaller.decoder.one.shape == shape
+    assert all(constants(made))
 
 
 @pytest.mark.parametrize(("read", "keys"), ON_THE_WAY.values(), ids=ON_THE_WAY.keys())
@@ -123,13 +139,26 @@ def test_dropout_is_no_obstacle() -> None:
 
 
 class _Unsqueeze(nn.Module):
+    def __init__(self, dimensions: int = 1) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+
     def forward(self, z: Tensor) -> Tensor:
-        return z[:, :, None]
+        return z.view(*z.shape, *[1] * self.dimensions)
 
 
-@pytest.mark.parametrize(("layer", "axis"), [(nn.Conv1d(4, 6, 1), 1), (nn.ConvTranspose1d(4, 6, 1), 0)], ids=str)
-def test_a_convolution_over_one_position_is_cut(layer: nn.Module, axis: int) -> None:
-    made, _ = cut_exactly(_after(_Unsqueeze(), layer, nn.Flatten()), [0, 2])
+@pytest.mark.parametrize(
+    ("layer", "axis", "dimensions"),
+    [
+        (nn.Conv1d(4, 6, 1), 1, 1),
+        (nn.Conv3d(4, 6, 1), 1, 3),
+        (nn.ConvTranspose1d(4, 6, 1), 0, 1),
+        (nn.ConvTranspose3d(4, 6, 1), 0, 3),
+    ],
+    ids=str,
+)
+def test_a_convolution_over_one_position_is_cut(layer: nn.Module, axis: int, dimensions: int) -> None:
+    made, _ = cut_exactly(_after(_Unsqueeze(dimensions), layer, nn.Flatten()), [0, 2])
     assert kept(made)["decoder.1.weight", axis] == (1, 3)
     assert all(constants(made))
 
@@ -182,6 +211,60 @@ def test_batch_norm_on_maps_is_cut() -> None:
 def test_a_flattened_map_is_cut_position_by_position() -> None:
     made, _ = cut_exactly(MapVAE(nn.Sequential(nn.Flatten(), nn.Linear(48, 32), nn.Unflatten(1, (2, 4, 4)))), [1])
     assert kept(made)["decoder.1.weight", 1] == (*range(16), *range(32, 48))
+
+
+class _Called(nn.Module):
+    """Maps (3, 4, 4) read by a function of them and this module's weights, which are for 3 channels and 4."""
+
+    def __init__(self, read: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.w, self.b, self.up = parameter(4, 3, 2, 2), parameter(4), parameter(3, 4, 1, 1)
+        self.place, self.still = parameter(1, 3, 4, 4), parameter(3, 4, 4)
+        self.read = read
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.read(self, z)
+
+
+CALLED = {
+    "padded by a list of zeros": (lambda m, z: F.conv2d(z, m.w, m.b, padding=[0, 0]), ("w", 1), "mean"),
+    "padded by a tuple of zeros": (lambda m, z: F.conv2d(z, m.w, m.b, padding=(0, 0)), ("w", 1), "mean"),
+    "padded by a list of ones": (lambda m, z: F.conv2d(z, m.w, m.b, padding=[1, 1]), ("w", 1), "zero"),
+    "padded on one side": (lambda m, z: F.conv2d(z, m.w, m.b, padding=(0, 1)), ("w", 1), "zero"),
+    "transposed, by hand": (lambda m, z: F.conv_transpose2d(z, m.up, m.b), ("up", 0), "mean"),
+    "transposed, with stride": (lambda m, z: F.conv_transpose2d(z, m.up, m.b, (2, 1)), ("up", 0), "zero"),
+}
+
+
+@pytest.mark.parametrize(("read", "weight", "constant"), CALLED.values(), ids=CALLED.keys())
+def test_a_convolution_that_is_called_by_hand_is_cut(read: object, weight: tuple[str, int], constant: str) -> None:
+    made, _ = cut_exactly(_map(_Called(read)), [0, 2])
+    key, axis = weight
+    assert kept(made)[f"decoder.0.{key}", axis] == (1,)
+    assert (constants(made) == [0.0, 0.0]) == (constant == "zero")
+
+
+@pytest.mark.parametrize(
+    ("read", "key", "axis"),
+    [
+        pytest.param(lambda m, z: F.conv2d(z * m.place, m.w, m.b), "place", 1, id="with an axis for the batch"),
+        pytest.param(lambda m, z: F.conv2d(z * m.still, m.w, m.b), "still", 0, id="without"),
+        pytest.param(lambda m, z: F.conv2d(m.still * z, m.w, m.b), "still", 0, id="on the left"),
+    ],
+)
+def test_a_parameter_with_an_entry_for_each_place_of_each_latent_is_cut(read: object, key: str, axis: int) -> None:
+    made, smaller = cut_exactly(_map(_Called(read)), [0, 2])
+    assert kept(made)[f"decoder.0.{key}", axis] == (1,)
+    assert getattr(smaller.decoder[0], key).shape[axis] == 1
+
+
+def test_a_shift_for_each_place_can_be_held_by_no_bias() -> None:
+    with pytest.raises(TraceError, match=r"decoder\.0\.w: a column .* also depends on its position or on other inputs"):
+        planned(_map(_Called(lambda m, z: F.conv2d(z + m.place, m.w, m.b))), [0, 2])
+
+
+def test_groups_of_a_transposed_convolution_are_cut_exactly_or_refused() -> None:
+    cut_exactly_or_refused(_map(nn.ConvTranspose2d(3, 6, 1, groups=3), nn.Conv2d(6, 4, 1)), [0])
 
 
 # ---- heads

@@ -34,6 +34,15 @@ def test_layers_tell_the_sizes_of_their_cut_weights() -> None:
     }
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_grouped_convolution_tells_its_groups_and_what_they_read(bias: bool) -> None:
+    network = nn.Sequential(nn.Conv2d(6, 12, 3, groups=3, bias=bias))
+    slices = [Slice("0.weight", 0, 12, (0, 1, 2, 3, 8, 9, 10, 11))]
+    if bias:
+        slices.append(Slice("0.bias", 0, 12, (0, 1, 2, 3, 8, 9, 10, 11)))
+    assert layer_sizes(network, tuple(slices)) == {"0.in_channels": 4, "0.out_channels": 8, "0.groups": 2}
+
+
 def test_names_of_a_latent_size_are_tried_before_other_integers_of_the_same_value() -> None:
     network = OwnVAE(LATENTS)
     network.n_epochs = LATENTS

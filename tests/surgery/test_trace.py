@@ -24,7 +24,8 @@ from planted import (
 from vaeprune.errors import TraceError
 from vaeprune.posterior import Posterior
 from vaeprune.surgery.plan import Plan
-from vaeprune.surgery.trace import trace
+from vaeprune.surgery.probe import Recorder
+from vaeprune.surgery.trace import rows_at_once, trace
 
 Heads = Callable[["OneHead", Tensor], tuple[Tensor, Tensor]]
 
@@ -346,6 +347,24 @@ def test_a_latent_that_reaches_the_output_without_a_weight_is_refused_with_its_n
     with pytest.raises(TraceError) as error:
         planned(vae, [1])
     assert str(error.value) == "decoder: latents 2 reach the output without passing a weight that could be cut"
+
+
+# ---- how many probes run together
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        pytest.param([(1, 10), (1, 20)], 512, id="small results"),
+        pytest.param([(1, 10), (1, 1 << 20), (1, 5)], (1 << 29) // (6 * 8 << 20), id="the largest result decides"),
+        pytest.param([(1, 1 << 30)], 1, id="one that is too large for two"),
+        pytest.param([], 512, id="none"),
+    ],
+)
+def test_as_many_probes_run_together_as_fit_into_memory(sizes: list[tuple[int, int]], expected: int) -> None:
+    before = Recorder()
+    before.results = [torch.empty(size, dtype=torch.float64, device="meta") for size in sizes]
+    assert rows_at_once(before) == expected
 
 
 # ---- NaN that is swallowed, control flow, mixed rows
