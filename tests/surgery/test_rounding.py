@@ -65,3 +65,13 @@ def test_a_layer_that_rounds_too_much_as_two_stays_one(monkeypatch: pytest.Monke
     assert sizes[0] == sizes[1]
     said = "stays one layer, as two it rounds more than the exact check allows"
     assert {f"{path}: {said}" for path in usual} <= set(planned.notes)
+
+
+def test_a_planner_that_was_asked_without_ranks_takes_them_when_asked_again() -> None:
+    again = ready()
+    without = again.within(BUDGET)
+    assert without is not None
+    assert not without.factors
+    with_ranks = again.within(BUDGET, factorize=True)
+    assert with_ranks is not None
+    assert with_ranks.factors.keys() == factorized().factors.keys()

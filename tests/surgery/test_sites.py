@@ -387,3 +387,12 @@ def test_latents_of_one_group_of_a_convolution_are_not_taken_apart() -> None:
 def test_all_latents_of_one_group_of_a_convolution_are_cut_with_it_or_refused() -> None:
     cut_exactly_or_refused(_grouped(), [0, 1])
     cut_exactly_or_refused(_grouped(), [2, 3])
+
+
+def test_a_weight_that_is_a_vector_is_no_layer_that_can_be_cut() -> None:
+    with pytest.raises(TraceError):
+        cut_exactly(reading(lambda m, z: F.linear(z, m.s)[:, None] * m.b), [1, 3])
+
+
+def test_a_layer_that_is_called_row_by_row_is_cut() -> None:
+    cut_exactly(reading(lambda m, z: torch.stack([F.linear(r, m.w, m.b) for r in z])), [1, 3])

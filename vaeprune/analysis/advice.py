@@ -54,7 +54,7 @@ def advise(
     moving = movement(latents, provenance)
     if count["inactive"]:
         kept = size - count["inactive"]
-        fresh = kept + max(1, math.ceil(kept / 10))
+        fresh = kept + math.ceil(kept / 10)
         return Advice(
             "shrink", kept,
             f"{count['inactive']} of {size} latents are inactive; when training from scratch take {fresh}, since an "

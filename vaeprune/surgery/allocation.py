@@ -102,7 +102,7 @@ def _sizes(layers: Sequence[Levels], tensors: Tensors, chosen: Sequence[int], nu
     for level in range(len(layer.costs)):
         gone, ranks = dict(others.gone), dict(others.ranks)
         for axis, counts in layer.gone.items():
-            gone[axis] = gone.get(axis, 0) + counts[level]
+            gone[axis] += counts[level]
         if layer.weight and level:
             ranks[layer.weight] = layer.ranks[level]
         found.append(part.size(State(gone, ranks)))

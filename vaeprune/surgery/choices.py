@@ -122,7 +122,7 @@ def rank_choices(
         uncentred = torch.outer(seen.total, seen.total) / seen.count**2
         read = covariance if site.bias is not None else covariance + uncentred  # a bias takes the mean over
         by_rank = rank_costs(matrix, read, seen.fisher)
-        ranks = tuple(range(min(most, len(by_rank) - 1), 0, -1))
+        ranks = tuple(range(most, 0, -1))
         found.append(RankChoice(site.key, path, (0, *ranks), tuple(float(by_rank[r]) for r in ranks)))
     return found
 

@@ -88,7 +88,8 @@ def bias_changes(held: Held, traced: Trace) -> dict[str, Tensor]:
 
 def _constant_columns(site: Site, operand: Tensor, columns: Tensor) -> Tensor:
     """The value of each removed column; raises if one varies over rows or positions."""
-    values = operand.movedim(site.operand_dim, -1)[..., columns].flatten(0, -2)
+    values = operand.movedim(site.operand_dim, -1)[..., columns]
+    values = values.reshape(-1, values.shape[-1])
     first = values[0]
     rounding = 1e-11 if values.dtype == torch.float64 else 1e-5
     if not torch.allclose(values, first.expand_as(values), rtol=rounding, atol=rounding * 1e-2):

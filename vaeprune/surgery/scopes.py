@@ -40,7 +40,7 @@ class Planner:
     notes: list[str] = field(default_factory=list)
     left: tuple[Left, ...] = ()
     _hidden: Hidden | None = None
-    _search: Search | None = None
+    _searches: dict[tuple[Aim, bool], Search] = field(default_factory=dict)
 
     def within(
         self, budget: float, aim: Aim = "size", factorize: bool = False, progress: Progress | None = None
@@ -53,10 +53,10 @@ class Planner:
             note = f"no budget is spent: rows of what {', '.join(sorted(unbatched))} reads cannot be told apart"
             self.notes += [note] if note not in self.notes else []
             return self.exact
-        if self._search is None:
+        if (aim, factorize) not in self._searches:
             original = None if self.exact is None else (self.vae, self.exact.kept_latents)
-            self._search = Search(self._hidden, self.sets, aim, factorize, progress, original)
-        spent = self._search.within(budget)
+            self._searches[aim, factorize] = Search(self._hidden, self.sets, aim, factorize, progress, original)
+        spent = self._searches[aim, factorize].within(budget)
         self.notes += [note for note in spent.notes if note not in self.notes]
         whole = self.exact
         if spent.plan is not None:

@@ -185,7 +185,7 @@ def _site(
     names: tuple[str, ...] = (),
 ) -> Site | None:
     view = views.get(id(a["weight"]))
-    if view is None or view.axes is None or id(a["input"]) in views:
+    if view is None or view.axes is None or id(a["input"]) in views or len(view.axes) <= max(axes):
         return None
     bias = a.get("bias")
     known = views.get(id(bias)) if bias is not None else None

@@ -73,7 +73,7 @@ def own_sizes(network: nn.Module, before: int, after: int, known: dict[str, int]
 def first_that_works(
     candidates: Iterator[dict[str, int]], check: Callable[[dict[str, int]], None], surgery: str = "cut"
 ) -> dict[str, int]:
-    """The first set of sizes with which `check` raises nothing; raises TraceError with the last failure's words."""
+    """The first set of sizes with which `check` raises nothing; raises TraceError with the first failure's words."""
     tried: list[dict[str, int]] = []
     failure: Exception | None = None
     for sizes in candidates:

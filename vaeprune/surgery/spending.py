@@ -252,8 +252,6 @@ def _spread(hidden: Hidden, sets: DataSets, most: int) -> Iterator[Batch]:
     for batch in batches_for(hidden.vae, sets.calibrate):
         at = torch.arange(seen, seen + len(batch[0]))
         taken = (at * most) // total != ((at - 1) * most) // total
-        if seen == 0:
-            taken[0] = True
         seen += len(at)
         if taken.any():
             chosen = taken.to(batch[0].device)

@@ -48,7 +48,7 @@ class Run:
     `mixed`: the weight need not have the type of what it reads, and is multiplied in its own.
     """
 
-    def __init__(self, site: Site, func: Callable[..., Any], args: Any, kwargs: Any, mixed: bool = False) -> None:
+    def __init__(self, site: Site, func: Callable[..., Any], args: Any, kwargs: Any, mixed: bool) -> None:
         self.site, self._func, self._mixed = site, func, mixed
         self._args, self._kwargs = list(args), dict(kwargs)
 
