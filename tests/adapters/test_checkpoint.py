@@ -123,9 +123,21 @@ def test_nan_in_weights_is_refused(trained: OwnVAE) -> None:
 def test_a_pickled_canary_never_runs(legacy: bool, tmp_path: Path, path: Path) -> None:
     canary = tmp_path / "canary"
     torch.save({"state_dict": Boobytrap(canary)}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(StorageError, match="holds more than tensors, and a checkpoint is never unpickled"):
+    with pytest.raises(StorageError, match="holds more than tensors, and a checkpoint is never unpickled") as error:
         read_checkpoint(path)
     assert not canary.exists()
+    assert "weights_only" not in error.value.message
+
+
+def test_a_bare_pickle_is_refused_by_what_it_calls_and_nobody_is_told_to_load_it_all_the_same(
+    path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path.write_bytes(b"\x80\x04cposix\nsystem\n.")
+    with pytest.raises(StorageError) as error:
+        read_checkpoint(path)
+    assert "posix.system" in error.value.message
+    assert "weights_only" not in error.value.message
+    assert not recwarn.list
 
 
 def test_a_whole_pickled_model_is_refused_with_what_to_save(trained: OwnVAE, path: Path) -> None:

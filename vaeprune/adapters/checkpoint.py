@@ -6,6 +6,7 @@ Nothing is ever unpickled beyond tensors and plain containers, and nothing in a 
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -42,15 +43,24 @@ def read_checkpoint(path: Path, choose: Choose | None = None) -> dict[str, Tenso
 def _unpickled(path: Path, device: str) -> dict[str, Tensor]:
     """Tensors and plain containers alone; on "meta" no value is read."""
     try:
-        found = torch.load(path, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of protocols that torch does not write
+            found = torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         raise StorageError(
-            f"{path}: holds more than tensors, and a checkpoint is never unpickled: {_first_line(error)}",
+            f"{path}: holds more than tensors, and a checkpoint is never unpickled: {_what_else(error)}",
             "save the state dict alone: torch.save(model.state_dict(), path)",
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
         raise StorageError(f"{path}: is not a readable checkpoint: {_first_line(error)}") from error
     return unwrapped(found, path)
+
+
+def _what_else(error: pickle.UnpicklingError) -> str:
+    """What torch found there, without its words on how to load it all the same."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Weights only load failed", "(1)", "(2)"))]
+    return told[0].partition(" Please use ")[0].rstrip(".") if told else type(error).__name__
 
 
 def _refuse_compressed(path: Path) -> None:
