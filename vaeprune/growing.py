@@ -128,6 +128,8 @@ def grow(
     widening = widening_for(vae, latent_size, rows, seed=seed)
     wider = widen(vae, widening)
     preserved = _preserved(vae, wider, widening, sets)
+    if not math.isfinite(preserved.decoded):
+        raise ModelError(f"model: decodes to NaN or infinity on {sets.verify.name}", "check the weights")
     if not preserved.passed:
         raise ModelError(f"wider model: does not compute the same: {preserved}", "nothing was written; this is a bug")
     grown = Grown(wider, widening, preserved, warm_up, (count_weights(vae), count_weights(wider)))

@@ -172,7 +172,7 @@ def _free_of_batch(part: Part, opset: int) -> Any:
 def _exported(part: Part, opset: int) -> Any:
     """An `onnx_ir.Model` of one part."""
     file = f"{part.name}.onnx"
-    with quiet("torch.onnx", "onnxscript"):  # what opset came out is checked, not read in a log
+    with quiet("torch", "torch.onnx", "torch.export", "onnxscript"):  # what came out is checked, not read in a log
         try:
             program: Any = torch.onnx.export(
                 part.module,
@@ -185,7 +185,7 @@ def _exported(part: Part, opset: int) -> Any:
                 verbose=False,
             )
         except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-            raise ExportError(f"{file}: torch's exporter failed: {first_line(error)}") from error
+            raise ExportError(f"{file}: torch's exporter failed: {first_line(error.__cause__ or error)}") from error
     found = program.model.opset_imports.get("")
     if found != opset:
         raise ExportError(f"{file}: torch's exporter gave opset {found}, expected {opset}", "take a later --opset")

@@ -27,7 +27,7 @@ from vaeprune.posterior import VAE, count_weights
 from vaeprune.recovering import Recovery, Step, deepest_within
 from vaeprune.shrunk_card import shrunk_card
 from vaeprune.storage import refuse_existing, write_json
-from vaeprune.surgery.cut import cut
+from vaeprune.surgery.cut import cut, refuse_broken
 from vaeprune.surgery.firing import Fired
 from vaeprune.surgery.plan import Left, Plan, Scope, write_plan
 from vaeprune.surgery.scopes import Own, planner, refuse_budget
@@ -159,6 +159,8 @@ def shrink(
         size = count_weights(vae)
         return dataclasses.replace(found, parameters=(size, size), latent_size=(vae.latent_size,) * 2)
     smaller = cut(vae, found.plan)
+    if replay is not None:
+        refuse_broken(smaller, sets.verify)
     found = dataclasses.replace(
         found,
         parameters=(count_weights(vae), count_weights(smaller)),

@@ -18,7 +18,7 @@ from vaeprune.errors import ModelError, PlanError
 from vaeprune.evidence import Error, Evidence, Exact, Sampling, Tolerances, gates_of
 from vaeprune.onnx_export import onnx_errors
 from vaeprune.posterior import VAE, Posterior, negative_elbo
-from vaeprune.surgery.cut import cut_any_weights
+from vaeprune.surgery.cut import cut_any_weights, refuse_broken
 from vaeprune.surgery.plan import Plan
 from vaeprune.surgery.probe import Subject
 from vaeprune.surgery.reference import Agreement, Reference, larger
@@ -209,6 +209,7 @@ def _exact_in_double(original: VAE, plan: Plan, rows: Rows, seed: int) -> float 
         return None
     a = subject.vae
     b = cut_any_weights(a, plan)
+    refuse_broken(b, rows)
     comparison = _Comparison(a, b, torch.tensor(plan.kept_latents), plan, seed)
     seen = 0
     with measuring(a, b):

@@ -6,6 +6,7 @@ Nothing is ever unpickled beyond tensors and plain containers, and nothing in a 
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +20,10 @@ from vaeprune.errors import ModelError, StorageError
 from vaeprune.storage import read_tensors, refuse_non_finite
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "model_states", "net", "module", "weights")
+_UNREADABLE = (  # what torch's unpickler raises on bytes that it does not expect
+    RuntimeError, EOFError, OSError, ValueError, LookupError, AttributeError, TypeError, AssertionError,
+    ArithmeticError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 PREFIXES = ("model.", "module.", "_orig_mod.", "net.", "vae.")
 
 
@@ -51,7 +56,7 @@ def _unpickled(path: Path, device: str) -> dict[str, Tensor]:
             f"{path}: holds more than tensors, and a checkpoint is never unpickled: {_what_else(error)}",
             "save the state dict alone: torch.save(model.state_dict(), path)",
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise StorageError(f"{path}: is not a readable checkpoint: {_first_line(error)}") from error
     return unwrapped(found, path)
 

@@ -20,7 +20,7 @@ from vaeprune.analysis.structure import Structure, look
 from vaeprune.analysis.symptoms import Symptoms, examine
 from vaeprune.data import Rows
 from vaeprune.posterior import VAE
-from vaeprune.training.growth import Growth
+from vaeprune.training.growth import last_growth
 from vaeprune.training.history import History
 
 
@@ -100,7 +100,6 @@ def observe(vae: VAE, rows: Rows, seed: int = 0, decodes: bool = True) -> Observ
 def case_of(vae: VAE, latents: Sequence[Latent], observed: Observed, stated: StatedObjective | None = None) -> Case:
     """What was seen, beside what the model's folder records of its training and what its author states."""
     provenance = getattr(vae, "provenance", None) or {}
-    grown = (provenance.get("training") or {}).get("grown")
     return Case(
         latents,
         vae.likelihood,
@@ -109,7 +108,7 @@ def case_of(vae: VAE, latents: Sequence[Latent], observed: Observed, stated: Sta
         StatedObjective.from_record(provenance.get("training")),
         stated,
         provenance.get("history") or History(),
-        Growth.from_json(grown[-1]) if grown else None,
+        last_growth(provenance.get("training")),
     )
 
 

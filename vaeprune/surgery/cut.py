@@ -8,11 +8,13 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from vaeprune.adapters import AdaptedVAE
+from vaeprune.adapters import AdaptedVAE, batches_for, measuring
 from vaeprune.adapters.adapted import unwrapped
 from vaeprune.adapters.copying import aliases, copied, make_plain, replace_tensors
 from vaeprune.architectures.low_rank import split_layers
-from vaeprune.errors import ModelError, PlanError
+from vaeprune.data import Rows
+from vaeprune.errors import ModelError, PlanError, one_line
+from vaeprune.posterior import VAE
 from vaeprune.storage import weights_sha256
 from vaeprune.surgery.plan import Plan
 
@@ -70,6 +72,16 @@ def _resizable(whole: nn.Module, plan: Plan, sharing: bool) -> tuple[nn.Module, 
     ]
     network = copied(whole, replaced)
     return network, {**network.state_dict(), **changed}
+
+
+def refuse_broken(smaller: VAE, rows: Rows) -> None:
+    """A plan that somebody else wrote may leave layers that do not fit each other: run two rows. Raises PlanError."""
+    x, *condition = next(iter(batches_for(smaller, rows, 2)))
+    try:
+        with measuring(smaller):
+            smaller.decode(smaller.encode(x, *condition).mean, *condition)
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise PlanError(f"plan: what it leaves does not run: {one_line(str(error))}", "make a new plan") from error
 
 
 def cut_state_dict(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:

@@ -172,6 +172,9 @@ class Plan:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error
+        kept = entry.get("kept_latents")
+        if not isinstance(kept, list) or len(kept) + len(plan.removals) != plan.latent_size:  # which may be any number
+            raise PlanError(f"{where}: keeps and removes other latents than its {plan.latent_size}")
         budget = plan.data.get("budget")
         if budget is not None and not (type(budget) in (int, float) and 0 <= budget < 1e300):
             raise PlanError(f"{where}: its budget is {budget!r:.40}, expected a number of nats of at least 0")

@@ -76,16 +76,23 @@ class CameAlive:
         return f"{self.alive} of {self.new} new latents came alive ({self.alive / self.new:.0%}){ramp}"
 
 
+def last_growth(training: Mapping[str, Any] | None) -> Growth | None:
+    """The latest growth that a training records; None if there is none. Raises TrainingError."""
+    grown = (training or {}).get("grown") or []
+    if not isinstance(grown, list):
+        raise TrainingError(f"growth: got {grown!r:.80}, expected a list")
+    return Growth.from_json(grown[-1]) if grown else None
+
+
 def came_alive(training: Mapping[str, Any] | None, last: Epoch) -> CameAlive | None:
     """How many latents of the last growth that a training records are alive after the epoch `last`; None if none.
 
     Alive is what has left the prior behind: a mean posterior variance of at most 0.8. Means that move alone are not
     enough, since `grow` gives the new ones a variance of 1 to start with.
     """
-    grown = (training or {}).get("grown")
-    if not grown:
+    growth = last_growth(training)
+    if growth is None:
         return None
-    growth = Growth.from_json(grown[-1])
     new = len(last.variance) - growth.latents
     alive = sum(value <= INACTIVE_POSTERIOR_VARIANCE for value in last.posterior_variance[growth.latents :])
     return CameAlive(new, alive, growth.weight(last.epoch))
