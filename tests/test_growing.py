@@ -16,7 +16,7 @@ from torch import Tensor
 import vaeprune
 from foreign_models import OwnVAE, plant, rows
 from vaeprune.adapters import AdaptedVAE, adapt
-from vaeprune.architectures import BuiltVAE, DenseVAE
+from vaeprune.architectures import BuiltVAE, DenseVAE, initialise
 from vaeprune.data import DataSets, as_data
 from vaeprune.errors import ModelError, StorageError, TrainingError, UsageError
 from vaeprune.growing import grow
@@ -261,3 +261,14 @@ def test_grow_is_public_and_a_failed_check_never_passes() -> None:
     assert not dataclasses.replace(kept, anywhere=0.0, undone=False).passed
     assert dataclasses.replace(kept, anywhere=0.0).passed
     assert isinstance(DenseVAE((4,), [3], [3], 1), BuiltVAE)
+
+
+@pytest.mark.parametrize("large", [1e20, 1e30])
+def test_a_model_that_decodes_to_nan_is_not_grown(large: float, tmp_path: Path) -> None:
+    vae = DenseVAE((12,), (8,), (8,), 3)
+    initialise(vae, "glorot", 0)
+    with torch.no_grad():
+        vae.encoder[0].weight[-1, -1] = vae.mean_head.weight[0, 0] = large
+    with pytest.raises(ModelError, match="^model: decodes to NaN or infinity on "):
+        grow(vae, 5, np.random.default_rng(0).random((100, 12), np.float32), tmp_path / "wide")
+    assert list(tmp_path.iterdir()) == []

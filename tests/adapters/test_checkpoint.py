@@ -140,6 +140,13 @@ def test_a_bare_pickle_is_refused_by_what_it_calls_and_nobody_is_told_to_load_it
     assert not recwarn.list
 
 
+@pytest.mark.parametrize("content", [b"\x80\x02\x85.", b"\x80\x02X\x01", b"\x80\x02K\x01K\x02s.", b"\x80\x02"])
+def test_a_pickle_that_ends_early_or_asks_for_what_is_not_there_is_no_checkpoint(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    with pytest.raises(StorageError):
+        read_checkpoint(path)
+
+
 def test_a_whole_pickled_model_is_refused_with_what_to_save(trained: OwnVAE, path: Path) -> None:
     torch.save(trained, path)
     with pytest.raises(StorageError, match=r"never unpickled.*torch\.save\(model\.state_dict\(\), path\)"):

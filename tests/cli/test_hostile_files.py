@@ -281,6 +281,38 @@ def test_a_plan_of_nonsense_for_the_right_weights_is_refused_or_fails_its_gates(
     assert list(desk.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["shrink", "verify"])
+def test_a_plan_that_leaves_layers_which_do_not_fit_is_refused(
+    vaeprune, refused, idle_model, shrunk, rows, copied, command
+):
+    """One slice after the other is lost; what is left may run, and is then the gates' to judge."""
+    folder = copied(shrunk)
+    plan = folder / "plan.json"
+    entry = json.loads(plan.read_text())
+    told = []
+    for i in range(len(entry["slices"])):
+        plan.write_text(json.dumps(entry | {"slices": [part for j, part in enumerate(entry["slices"]) if j != i]}))
+        words = ("shrink", idle_model, "--plan", plan, "--out", "new", "--data", rows)
+        if command == "verify":
+            words = ("verify", idle_model, folder, "--data", rows)
+        ran = vaeprune(*words)
+        assert ran.code in (1, 2), ran
+        assert len(ran.err.splitlines()) == 1 or ran.code == 1
+        assert "this is a bug" not in ran.err
+        told.append("plan: what it leaves does not run: " in ran.err)
+    assert any(told)
+
+
+@pytest.mark.parametrize("size", [10**12, 7, 5])
+def test_a_plan_that_promises_other_latents_than_it_names_is_refused(refused, idle_model, shrunk, rows, copied, size):
+    folder = copied(shrunk)
+    plan = folder / "plan.json"
+    entry = json.loads(plan.read_text())
+    entry["latent_size"]["before"] = size
+    plan.write_text(json.dumps(entry))
+    refused("verify", idle_model, folder, "--data", rows, told=[f"keeps and removes other latents than its {size}"])
+
+
 def onnx_that_keeps_its_weights_in(place: str, folder: Path) -> None:
     import onnx
     from onnx import TensorProto, helper

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from vaeprune.errors import TrainingError
-from vaeprune.training.growth import CameAlive, Growth, came_alive, kl_weights
+from vaeprune.training.growth import CameAlive, Growth, came_alive, kl_weights, last_growth
 from vaeprune.training.history import Epoch
 
 GROWTH = Growth(latents=2, epoch=8, warm_up=4.0)
@@ -69,6 +69,13 @@ def test_a_growth_is_the_same_after_json() -> None:
 def test_a_damaged_growth_is_refused(entry: object) -> None:
     with pytest.raises(TrainingError, match=r"^growth: got "):
         Growth.from_json(entry)
+
+
+@pytest.mark.parametrize("record", [5, 0.5, "ten", {"latents": 4}])
+def test_a_record_of_growths_that_is_no_list_is_refused(record: object) -> None:
+    with pytest.raises(TrainingError, match="expected a list"):
+        last_growth({"grown": record})
+    assert last_growth({"grown": []}) is None
 
 
 def test_what_came_alive_counts_new_latents_alone() -> None:
