@@ -172,9 +172,6 @@ class Plan:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error
-        kept = entry.get("kept_latents")
-        if not isinstance(kept, list) or len(kept) + len(plan.removals) != plan.latent_size:  # which may be any number
-            raise PlanError(f"{where}: keeps and removes other latents than its {plan.latent_size}")
         budget = plan.data.get("budget")
         if budget is not None and not (type(budget) in (int, float) and 0 <= budget < 1e300):
             raise PlanError(f"{where}: its budget is {budget!r:.40}, expected a number of nats of at least 0")
@@ -186,7 +183,9 @@ class Plan:
         removed = plan.removed_latents
         if len(set(removed)) != len(removed) or not all(0 <= i < plan.latent_size for i in removed):
             raise PlanError(f"{where}: removes latents {removed} of {plan.latent_size}")
-        if plan.kept_latents != entry.get("kept_latents"):
+        kept = entry.get("kept_latents")
+        fits = isinstance(kept, list) and len(kept) + len(removed) == plan.latent_size  # which may be any number
+        if not fits or plan.kept_latents != kept:
             raise PlanError(f"{where}: kept_latents contradicts its removals")
         return plan
 
