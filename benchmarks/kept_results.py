@@ -11,7 +11,7 @@ from typing import Any
 try:
     import fcntl
 except ImportError:  # Windows: one process at a time there
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # stands for its lack
 
 
 class Kept:

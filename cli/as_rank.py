@@ -45,7 +45,7 @@ def tells_of_failure(kind: str) -> bool:
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what has to be said is said first
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(  # type: ignore[attr-defined]
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # only there where torch was built with it
         host, port, is_master=False, timeout=timedelta(seconds=10), wait_for_workers=False
     )
     rank = os.environ["RANK"]

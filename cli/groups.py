@@ -28,7 +28,7 @@ def takes(*groups: type[Any]) -> Callable[[Callable[..., Any]], Callable[..., An
                 given[name] = group(**{f.name: given.pop(f.name) for f in dataclasses.fields(group)})
             return command(**given)
 
-        run.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]
+        run.__signature__ = signature.replace(parameters=flat)  # type: ignore[attr-defined]  # as inspect reads it
         run.__annotations__ = {p.name: p.annotation for p in flat} | {"return": hints.get("return")}
         del run.__wrapped__
         return run

@@ -14,6 +14,7 @@ from vaeprune.surgery.assembling import Assembler
 from vaeprune.surgery.channels import Channels, hidden_channels
 from vaeprune.surgery.hidden import examine, plan_network
 from vaeprune.surgery.probe import Subject
+from vaeprune.surgery.sites import Call
 
 
 class Then(nn.Module):
@@ -54,18 +55,23 @@ def obstacles(found: Channels, key: str) -> set[str | None]:
     }
 
 
+def by_channel(found: Channels, wanted: Call) -> dict[int, str | None]:
+    """What holds each output channel of one call, None where it may go."""
+    return {
+        channel: group.obstacle
+        for group in found.groups
+        for call, channels in group.writes.items()
+        if call == wanted
+        for channel in channels
+    }
+
+
 # ---- what the data also reaches
 
 
 def test_every_channel_that_the_input_is_added_to_stays() -> None:
     vae = HiddenVAE(Then(lambda m, x: torch.tanh(m.second(torch.relu(m.first(x) + F.pad(x, (1, 0))))), **layers()))
-    found = {
-        channel: group.obstacle
-        for group in traced(vae).groups
-        for call, channels in group.writes.items()
-        if call == ("encode", 0)
-        for channel in channels
-    }
+    found = by_channel(traced(vae), ("encode", 0))
     why = "what reads it also depends on the input, a condition or a weight that is not understood"
     assert found == {0: None, **dict.fromkeys(range(1, 6), why)}
 
@@ -80,13 +86,7 @@ def test_channels_that_are_mixed_only_where_not_all_of_them_change_stay() -> Non
 
     vae = HiddenVAE(decoder=Then(decoded, first=nn.Linear(LATENTS, 6), second=nn.Linear(6, 5)))
     dead(vae.decoder.first, *range(6), bias=0.0)
-    held = {
-        channel: group.obstacle
-        for group in traced(vae).groups
-        for call, channels in group.writes.items()
-        if call == ("decode", 0)
-        for channel in channels
-    }
+    held = by_channel(traced(vae), ("decode", 0))
     why = "it goes through softmax in decoder, which mixes channels or is not understood"
     assert held == dict.fromkeys(range(6), why)
 

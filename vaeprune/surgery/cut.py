@@ -13,7 +13,8 @@ from vaeprune.adapters.adapted import unwrapped
 from vaeprune.adapters.copying import aliases, copied, make_plain, replace_tensors
 from vaeprune.architectures.low_rank import split_layers
 from vaeprune.data import Rows
-from vaeprune.errors import ModelError, PlanError, one_line
+from vaeprune.errors import ModelError, PlanError
+from vaeprune.factory import quoted
 from vaeprune.posterior import VAE
 from vaeprune.storage import weights_sha256
 from vaeprune.surgery.plan import Plan
@@ -81,7 +82,7 @@ def refuse_broken(smaller: VAE, rows: Rows) -> None:
         with measuring(smaller):
             smaller.decode(smaller.encode(x, *condition).mean, *condition)
     except (RuntimeError, IndexError, ValueError) as error:
-        raise PlanError(f"plan: what it leaves does not run: {one_line(str(error))}", "make a new plan") from error
+        raise PlanError(f"plan: what it leaves does not run: {quoted(error)}", "make a new plan") from error
 
 
 def cut_state_dict(state: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:

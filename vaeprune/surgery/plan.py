@@ -172,22 +172,25 @@ class Plan:
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise PlanError(f"{where}: is not a complete plan: {error}", "restore it from its source") from error
-        budget = plan.data.get("budget")
+        plan._refuse_contradictions(entry, numbers, where)
+        return plan
+
+    def _refuse_contradictions(self, entry: Mapping[str, Any], numbers: Mapping[str, Tensor], where: str) -> None:
+        budget = self.data.get("budget")
         if budget is not None and not (type(budget) in (int, float) and 0 <= budget < 1e300):
             raise PlanError(f"{where}: its budget is {budget!r:.40}, expected a number of nats of at least 0")
-        seed = plan.data.get("seed")
+        seed = self.data.get("seed")
         if type(seed) is not int or not 0 <= seed < 2**63:
             raise PlanError(f"{where}: the seed of its split is {seed!r:.40}, expected a whole number of at least 0")
-        if sorted(numbers) != entry.get("numbers") or sorted(plan.numbers()) != sorted(numbers):
+        if sorted(numbers) != entry.get("numbers") or sorted(self.numbers()) != sorted(numbers):
             raise PlanError(f"{where}: its numbers are not those in {NUMBERS}", "restore both from one source")
-        removed = plan.removed_latents
-        if len(set(removed)) != len(removed) or not all(0 <= i < plan.latent_size for i in removed):
-            raise PlanError(f"{where}: removes latents {removed} of {plan.latent_size}")
+        removed = self.removed_latents
+        if len(set(removed)) != len(removed) or not all(0 <= i < self.latent_size for i in removed):
+            raise PlanError(f"{where}: removes latents {removed} of {self.latent_size}")
         kept = entry.get("kept_latents")
-        fits = isinstance(kept, list) and len(kept) + len(removed) == plan.latent_size  # which may be any number
-        if not fits or plan.kept_latents != kept:
+        fits = isinstance(kept, list) and len(kept) + len(removed) == self.latent_size  # which may be any number
+        if not fits or self.kept_latents != kept:
             raise PlanError(f"{where}: kept_latents contradicts its removals")
-        return plan
 
 
 def write_plan(plan: Plan, folder: Path) -> None:
